@@ -1,0 +1,115 @@
+"""Every error that SafeVL raises on purpose.
+
+SafeVLError
+├── ConfigError            the configuration is wrong; nothing was started
+├── ResourceError          the cluster or machine cannot hold what the configuration asks for
+├── DataError              an input file, row or image is wrong
+│   ├── RowError           one row is malformed
+│   ├── ImageError         one image is missing, broken or too large
+│   └── PromptTooLongError a prompt does not fit beside its image tokens and the answer budget
+├── TrainingError          learning went wrong; the last good checkpoint is kept
+│   ├── NonFiniteError     a NaN or infinity in a loss, score or gradient
+│   ├── LogprobGapError    engine and learner disagree about the same tokens
+│   ├── StaleRolloutError  a rollout is older than the allowed number of policy versions
+│   └── WeightSyncError    the weights in an engine are not those of the policy
+├── CheckpointError        a checkpoint is incomplete, corrupt or belongs to another configuration
+└── WorkerLostError        an actor or rank died
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ImageError",
+    "LogprobGapError",
+    "NonFiniteError",
+    "PromptTooLongError",
+    "ResourceError",
+    "RowError",
+    "SafeVLError",
+    "StaleRolloutError",
+    "TrainingError",
+    "WeightSyncError",
+    "WorkerLostError",
+]
+
+
+class SafeVLError(Exception):
+    """Base of all errors below; catch it to tell SafeVL's own refusals from bugs."""
+
+
+class ConfigError(SafeVLError):
+    """Met before anything starts: unknown keys, wrong types, numbers that do not fit together."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(["the configuration is wrong:", *(f"  - {problem}" for problem in problems)]))
+
+
+class ResourceError(SafeVLError):
+    """Met within seconds of the start, when the cluster lacks CPUs, GPUs or memory that the roles ask for."""
+
+
+class DataError(SafeVLError):
+    """Met while reading data. Carries what `rejected.jsonl` needs."""
+
+    def __init__(self, reason: str, *, source: str = "", row: int | str | None = None) -> None:
+        self.reason, self.source, self.row = reason, source, row
+        place = f"{source or '<memory>'}" + (f", row {row}" if row is not None else "")
+        super().__init__(f"{place}: {reason}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_data_error, (type(self), self.reason, self.source, self.row))
+
+
+class RowError(DataError):
+    """One row is malformed: a missing key, a wrong type, an empty answer."""
+
+
+class ImageError(DataError):
+    """One image cannot be used: missing, truncated, not an image, or larger than allowed."""
+
+
+class PromptTooLongError(DataError):
+    """Prompt tokens plus image tokens plus the answer budget exceed the model's context."""
+
+
+class TrainingError(SafeVLError):
+    """Met inside a training loop; the run stops and the last good checkpoint stays."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss, score or gradient is NaN or infinite."""
+
+
+class LogprobGapError(TrainingError):
+    """Rollout engine and learner give the same tokens different log-probabilities."""
+
+
+class StaleRolloutError(TrainingError):
+    """A rollout was produced by weights older than the configured bound."""
+
+
+class WeightSyncError(TrainingError):
+    """Fingerprints or the canary differ after a weight sync; the engine must not answer."""
+
+
+class CheckpointError(SafeVLError):
+    """A checkpoint cannot be used; the message names the file and the reason."""
+
+
+class WorkerLostError(SafeVLError):
+    """A Ray actor or a rank died. `role` tells which."""
+
+    def __init__(self, role: str, detail: str = "") -> None:
+        self.role, self.detail = role, detail
+        super().__init__(f"{role} died" + (f": {detail}" if detail else ""))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.role, self.detail))
+
+
+def _rebuild_data_error(kind: type[DataError], reason: str, source: str, row: int | str | None) -> DataError:
+    return kind(reason, source=source, row=row)
