@@ -1,0 +1,204 @@
+"""The run folder and its checkpoints: written aside, hashed, renamed; the manifest comes last.
+
+A folder `checkpoints/step-00000010` exists only if everything in it is complete. A crash while saving leaves a
+`.partial` folder, which the next save removes; a damaged checkpoint is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+from rlhf.config import Config, RunConfig, dump, home, resolve
+from rlhf.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint: its folder, step and the small state saved with it."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+
+class CheckpointStore:
+    """Checkpoints of one run, newest `keep` of them on disk."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder, self._keep = folder, keep
+        self.skipped: list[str] = []  # damaged checkpoints that `latest` passed over, with the reason
+
+    def begin(self, step: int) -> Path:
+        """An empty folder to save into; nobody reads it before `commit`."""
+        partial = self._partial(step)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        return partial
+
+    def commit(self, step: int, state: dict[str, Any]) -> Checkpoint:
+        """Hash what was saved, write state and manifest, rename, drop the oldest."""
+        partial = self._partial(step)
+        (partial / "state.json").write_text(json.dumps(state))
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(partial)): _hash(path) for path in files}
+        for path in files:
+            _sync(path)
+        (partial / MANIFEST).write_text(json.dumps({"step": step, "files": manifest}))
+        _sync(partial / MANIFEST)
+        final = self._final(step)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(self._folder)
+        for old in self._complete()[: -self._keep]:
+            shutil.rmtree(old)
+        return Checkpoint(final, step, state)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint whose files all match their hashes."""
+        for folder in reversed(self._complete()):
+            problem = _damage(folder)
+            if problem is None:
+                manifest = json.loads((folder / MANIFEST).read_text())
+                return Checkpoint(folder, manifest["step"], json.loads((folder / "state.json").read_text()))
+            self.skipped.append(f"{folder.name}: {problem}")
+        return None
+
+    def _complete(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*"))
+
+    def _final(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}"
+
+    def _partial(self, step: int) -> Path:
+        return self._folder / f".step-{step:08d}.partial"
+
+
+class RunFolder:
+    """The folder of one run: locked while in use, bound to one configuration, mirrored if its root is a URI.
+
+    Raises CheckpointError if another live process holds the run, or if the folder was made by another configuration.
+    """
+
+    def __init__(self, config: RunConfig, whole: Config) -> None:
+        root = resolve(config.root)
+        self._remote = f"{root.rstrip('/')}/{config.name}" if "://" in root else None
+        self.path = home() / "runs" / config.name if self._remote else Path(root) / config.name
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._acquire()
+        self._restore()
+        self._bind(whole)
+        self.checkpoints = CheckpointStore(self.path / "checkpoints", config.keep_checkpoints)
+
+    def publish(self) -> None:
+        """Copy the folder to its URI; nothing to do for a local root."""
+        if self._remote:
+            import fsspec
+
+            target, path = fsspec.core.url_to_fs(self._remote)
+            target.put(f"{self.path}/", path, recursive=True)
+
+    def mark_complete(self) -> None:
+        """Say that the run reached its end."""
+        (self.path / "COMPLETE").write_text("")
+        self.publish()
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier process finished this run."""
+        return (self.path / "COMPLETE").exists()
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+    def _acquire(self) -> IO[str]:
+        handle = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            raise CheckpointError(f"{self.path} is in use by another process; wait for it, or set run.name") from None
+        return handle
+
+    def _restore(self) -> None:
+        if not self._remote or (self.path / "config.yaml").exists():
+            return
+        import fsspec
+
+        source, path = fsspec.core.url_to_fs(self._remote)
+        if source.exists(f"{path}/config.yaml"):
+            source.get(f"{path}/", f"{self.path}/", recursive=True)
+
+    def _bind(self, whole: Config) -> None:
+        text = dump(whole)
+        file = self.path / "config.yaml"
+        if not file.exists():
+            file.write_text(text)
+            return
+        lines = difflib.unified_diff(_learning(file.read_text()), _learning(text), "this run folder", "now", "", "", 0)
+        changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+        if changed:
+            raise CheckpointError(
+                f"{self.path} was started with another configuration:\n  "
+                + "\n  ".join(changed)
+                + "\nset run.name to start a new run beside it, or give --fresh to begin again"
+            )
+
+
+def discard(config: RunConfig) -> None:
+    """Remove a run folder and everything in it (--fresh)."""
+    root = resolve(config.root)
+    shutil.rmtree(home() / "runs" / config.name if "://" in root else Path(root) / config.name, ignore_errors=True)
+    if "://" in root:
+        import fsspec
+
+        target, path = fsspec.core.url_to_fs(f"{root.rstrip('/')}/{config.name}")
+        if target.exists(path):
+            target.rm(path, recursive=True)
+
+
+def _learning(text: str) -> list[str]:
+    # how often a run saves and logs may change between a run and its continuation
+    harmless = ("  checkpoint_every:", "  keep_checkpoints:", "  log_every:")
+    return [line for line in text.splitlines() if not line.startswith(harmless)]
+
+
+def _hash(path: Path) -> str:
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(2**22):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return "no readable manifest"
+    for name, expected in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _hash(path) != expected:
+            return f"{name} does not match its hash"
+    return None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

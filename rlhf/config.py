@@ -1,0 +1,271 @@
+"""Typed configuration: frozen pydantic models, YAML files, dotted overrides, every problem in one message.
+
+A job's schema is a `Config` whose fields are the sections below or an algorithm's own config. Keys are documented by
+the string under each field; `describe` turns those into `--help`. A relative local path starts with "./" and is
+resolved against `home()`; anything else that names a model is a hub id.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from rlhf.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every section: immutable, unknown keys refused, documented by attribute docstrings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+Schema = TypeVar("Schema", bound=Config)
+
+
+class RunConfig(Config):
+    """Where a run writes and what makes it repeatable."""
+
+    name: str
+    """Folder of the run below `root`, for example "tiny/ppo"."""
+    root: str = "./runs"
+    """Storage root: "./folder" (below the project), an absolute path, or an fsspec URI such as "s3://bucket/runs"."""
+    seed: int = 0
+    """Seeds weights, data order and sampling."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Steps (PPO: iterations) between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many complete checkpoints stay on disk."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between lines of metrics.jsonl."""
+
+
+class ModelConfig(Config):
+    """A model directory and how to load it."""
+
+    path: str
+    """"./folder" or absolute: a transformers directory (safetensors); otherwise a hub id."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of weights and arithmetic."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """Attention kernel; flash_attention_2 needs a GPU and the `flash` extra."""
+    max_length: int = Field(default=2048, ge=16)
+    """Context: prompt, image tokens and response together, in tokens."""
+    template: Literal["v1", "plain", "llava_hf"] = "v1"
+    """Prompt format, shared by training, rollouts, reward and evaluation."""
+    pad_to_square: bool = True
+    """Pad images to a square with the CLIP mean colour before the image processor, as LLaVA does."""
+    feature_cache_mb: int = Field(default=1024, ge=0)
+    """Memory for cached features of a frozen vision tower, per process."""
+
+
+class TrainableConfig(Config):
+    """Which parts learn. A frozen tower is kept outside DeepSpeed and its features are computed once per image."""
+
+    vision_tower: bool = False
+    """Train the vision tower (the tiny model starts from nothing and needs it)."""
+    projector: bool = True
+    """Train the multi-modal projector."""
+    language_model: bool = True
+    """Train the language model, embeddings and LM head."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> TrainableConfig:
+        if not (self.vision_tower or self.projector or self.language_model):
+            raise ValueError("nothing is trainable: set at least one of vision_tower, projector, language_model")
+        return self
+
+
+class OptimizerConfig(Config):
+    """AdamW and its schedule."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """After the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up (added to warmup_ratio's)."""
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps that warm up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay on matrices; biases and norms are exempt."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's moment decay rates."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adam's epsilon."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient clipping by global norm."""
+
+
+class DeepSpeedConfig(Config):
+    """The subset of DeepSpeed that SafeVL drives."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    """ZeRO partitioning stage."""
+    offload: bool = False
+    """Keep parameters (and optimizer state, where there is one) in host memory."""
+    bucket_elements: int = Field(default=4_000_000, ge=1)
+    """Elements per gather when weights are synchronised or exported."""
+
+
+class RoleConfig(Config):
+    """Ray resources of one role."""
+
+    ranks: int = Field(default=1, ge=1)
+    """Actors in the group."""
+    cpus: float = Field(default=1.0, gt=0)
+    """CPUs per actor."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs per actor; a fraction lets roles share a device."""
+    threads: int = Field(default=1, ge=1)
+    """Torch threads per actor on CPU."""
+    colocate_with: str | None = None
+    """Share the placement-group bundles of this other role."""
+
+
+class BatchConfig(Config):
+    """Batch sizes in rows; global unless the name says otherwise. Nothing is rounded."""
+
+    global_rows: int = Field(ge=1)
+    """Rows per optimizer step over all ranks."""
+    micro_rows: int = Field(ge=1)
+    """Rows per forward pass on one rank."""
+
+    def per_rank(self, ranks: int) -> int:
+        """Rows per rank and step; raises ConfigError if the numbers do not divide."""
+        if self.global_rows % (ranks * self.micro_rows):
+            raise ConfigError(
+                [
+                    f"batch.global_rows={self.global_rows} does not divide into {ranks} rank(s) x micro batches of "
+                    f"{self.micro_rows}: choose a multiple of {ranks * self.micro_rows}"
+                ]
+            )
+        return self.global_rows // ranks
+
+
+def home() -> Path:
+    """The folder that "./" means: $SAFEVL_HOME, else the project of an editable install, else the working directory.
+
+    A job submitted to Ray runs in a temporary copy of the project, so the working directory alone would lose results.
+    """
+    if "SAFEVL_HOME" in os.environ:
+        return Path(os.environ["SAFEVL_HOME"]).resolve()
+    try:
+        origin = metadata.distribution("safevl").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        origin = None
+    if origin:
+        record = json.loads(origin)
+        if record.get("dir_info", {}).get("editable") and record["url"].startswith("file://"):
+            return Path(record["url"].removeprefix("file://"))
+    return Path.cwd()
+
+
+def resolve(path: str) -> str:
+    """Make "./x" absolute against `home()`; absolute paths, URIs and hub ids are returned as they are."""
+    return str(home() / path[2:]) if path.startswith("./") else path
+
+
+def load(schema: type[Schema], path: Path | None, overrides: Sequence[str] = ()) -> Schema:
+    """Read a YAML file, apply `section.key=value` overrides (values are YAML) and validate.
+
+    Raises ConfigError with every problem at once: unknown keys (with the nearest valid one), missing keys, types.
+    """
+    problems: list[str] = []
+    tree: Any = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(path.read_text()) or {}
+        except FileNotFoundError:
+            raise ConfigError([f"{path}: no such file"]) from None
+        except yaml.YAMLError as error:
+            raise ConfigError([f"{path}: not YAML: {error}"]) from None
+        if not isinstance(tree, dict):
+            raise ConfigError([f"{path}: expected a mapping of sections, found {type(tree).__name__}"])
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator:
+            problems.append(f"override {item!r}: write it as section.key=value")
+            continue
+        _assign(tree, key.strip().split("."), yaml.safe_load(text), problems)
+    try:
+        config = schema.model_validate(tree)
+    except ValidationError as error:
+        problems.extend(_problem(schema, dict(item)) for item in error.errors())
+    except ConfigError as error:
+        problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML; `load` of it gives an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def describe(schema: type[Config]) -> str:
+    """One line per key: dotted name, type, default and meaning."""
+    lines = []
+    for name, field in walk(schema):
+        default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        lines.append(f"  {name}  ({_type_name(field.annotation)}, {default})\n      {field.description or ''}".rstrip())
+    return "\n".join(lines)
+
+
+def walk(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every leaf key of a schema with its field, dotted, depth first."""
+    for name, field in schema.model_fields.items():
+        section = _section(field.annotation)
+        if section is not None:
+            yield from walk(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _section(annotation: Any) -> type[Config] | None:
+    candidates = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Config)), None)
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(repr(choice) for choice in get_args(annotation))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _assign(tree: dict[str, Any], keys: list[str], value: Any, problems: list[str]) -> None:
+    for key in keys[:-1]:
+        child = tree.setdefault(key, {})
+        if not isinstance(child, dict):
+            problems.append(f"override {'.'.join(keys)}: {key} is not a section")
+            return
+        tree = child
+    tree[keys[-1]] = value
+
+
+def _problem(schema: type[Config], error: dict[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        known = [key for key, _ in walk(schema)] + list(schema.model_fields)
+        parent = ".".join(location[:-1])
+        siblings = [key for key in known if key.rpartition(".")[0] == parent] or known
+        nearest = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5) or difflib.get_close_matches(
+            name, known, n=1, cutoff=0.5
+        )
+        return f"{name}: unknown key" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    if error["type"] == "missing":
+        return f"{name}: required key is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name or 'configuration'}: {message} (got {error.get('input')!r})" if location else message

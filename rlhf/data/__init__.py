@@ -1,0 +1,1 @@
+"""Readers of the formats on disk, images, and the embedded tiny world."""

@@ -1,0 +1,111 @@
+"""What the JSON readers share: opening a list of rows, and taking text and images out of one row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from rlhf.data.images import verify_image
+from rlhf.data.rejected import RejectedRows
+from rlhf.errors import DataError, ImageError, RowError
+
+Row = dict[str, Any]
+Record = TypeVar("Record")
+
+IMAGE_TAG = "<image>"
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises DataError when it is missing, not UTF-8 or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", source=str(path)) from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise DataError(f"not JSON: {error}", source=str(path)) from None
+
+
+def read_rows(path: Path, parse: Callable[[Row], Record], rejected: RejectedRows) -> list[Record]:
+    """Parse every object of a JSON list; a row whose `parse` raises DataError goes to `rejected` with its index.
+
+    Raises DataError when the file as a whole is unusable.
+    """
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise DataError(f"expected a JSON list of rows, found {type(rows).__name__}", source=str(path))
+    records = []
+    for index, row in enumerate(rows):
+        try:
+            if not isinstance(row, dict):
+                raise RowError(f"expected an object, found {type(row).__name__}")
+            records.append(parse(row))
+        except DataError as error:
+            rejected.add(type(error)(error.reason, source=str(path), row=index))
+    return records
+
+
+def text_of(row: Row, key: str) -> str:
+    """A required string that is not blank, without surrounding white space. Raises RowError."""
+    if key not in row:
+        raise RowError(f"key {key!r} is missing")
+    value = row[key]
+    if not isinstance(value, str):
+        raise RowError(f"{key!r} must be a string, found {type(value).__name__}")
+    if not value.strip():
+        raise RowError(f"{key!r} is empty")
+    return value.strip()
+
+
+def without_image_tag(text: str) -> tuple[str, int]:
+    """The text without `<image>` placeholders (the template adds its own), and how many there were."""
+    count = text.count(IMAGE_TAG)
+    return (" ".join(text.split(IMAGE_TAG)).strip() if count else text), count
+
+
+class UniqueIds:
+    """Remembers ids of one file. `check` raises RowError when it meets one again."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def check(self, identifier: int | str) -> None:
+        """Refuse an id that was checked before; 7 and "7" are the same id."""
+        if str(identifier) in self._seen:
+            raise RowError(f"id {identifier!r} occurs more than once in this file")
+        self._seen.add(str(identifier))
+
+
+class ImageFolder:
+    """Turns the `image` of rows into absolute paths below `root`, checking each distinct file at most once."""
+
+    def __init__(self, root: Path, check: bool) -> None:
+        self._root = root.absolute()
+        self._check = check
+        self._reasons: dict[str, str] = {}  # "" where the image is good
+
+    def path_of(self, row: Row) -> str | None:
+        """Absolute path of the row's image, None where the key is absent or null. Raises RowError or ImageError."""
+        name = row.get("image")
+        if name is None:
+            return None
+        if not isinstance(name, str) or not name:
+            raise RowError(f"'image' must be a relative path, found {name!r}")
+        return self.locate(name)
+
+    def locate(self, name: str) -> str:
+        """Absolute path of the image `name`; paths that lead out of the folder are refused."""
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\0" in name:
+            raise RowError(f"image path {name!r} must stay below the image folder")
+        path = str(self._root / name)
+        if self._check and path not in self._reasons:
+            try:
+                verify_image(path)
+                self._reasons[path] = ""
+            except ImageError as error:
+                self._reasons[path] = error.reason
+        if self._reasons.get(path):
+            raise ImageError(f"image {name}: {self._reasons[path]}")
+        return path

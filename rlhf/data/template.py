@@ -1,0 +1,76 @@
+"""The one place where a conversation becomes text. Training, rollouts, rewards and evaluation all call `render`.
+
+A prompt ends exactly at "ASSISTANT:" and every answer ends with EOS, so that no role sees text that another would
+tokenise differently (seed page 7.1, trap T9).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf.errors import RowError
+
+IMAGE_TAG = "<image>"
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The fixed text around turns (seed page 1.4). `question_prefix` empty means that questions are left out."""
+
+    system: str
+    question_prefix: str
+    answer_prefix: str
+    answer_suffix: str  # "" stands for the tokenizer's EOS
+
+
+_V1_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
+)
+
+TEMPLATES: dict[str, Template] = {
+    "v1": Template(_V1_SYSTEM, "USER: ", " ASSISTANT:", ""),
+    "llava_hf": Template("", "USER: ", " ASSISTANT:", ""),
+    "plain": Template("", "", "", "\n"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Text with the character spans of the answers; a prompt to be completed has no last span."""
+
+    text: str
+    answer_spans: tuple[tuple[int, int], ...]
+
+
+def render(
+    template: Template, turns: Sequence[tuple[str, str | None]], *, has_image: bool, eos: str, reserved: Sequence[str]
+) -> Rendered:
+    """Render (question, answer) turns; an answer of None, allowed in the last turn, leaves the prompt open.
+
+    Raises RowError when a text carries a reserved token: it would add a placeholder or end the answer early.
+    """
+    pieces = [template.system]
+    spans = []
+    position = len(template.system)
+    for index, (question, answer) in enumerate(turns):
+        for text in (question, answer or ""):
+            hit = next((token for token in reserved if token in text), None)
+            if hit is not None:
+                raise RowError(f"the text contains the reserved token {hit!r}")
+        tag = IMAGE_TAG if has_image and index == 0 else ""
+        if template.question_prefix:
+            head = f"{template.question_prefix}{tag}{chr(10) if tag else ''}{question}{template.answer_prefix}"
+        else:
+            head = tag
+        pieces.append(head)
+        position += len(head)
+        if answer is None:
+            break
+        space = " " if template.question_prefix else ""
+        body = f"{space}{answer}{template.answer_suffix or eos}"
+        pieces.append(body)
+        spans.append((position, position + len(body)))
+        position += len(body)
+    return Rendered("".join(pieces), tuple(spans))

@@ -1,0 +1,1 @@
+"""Measures of safety and usefulness over a policy's answers."""

@@ -1,0 +1,183 @@
+"""Learner: a module, its DeepSpeed engine, and the few verbs that loops need.
+
+Losses arrive as sums over a global denominator, so gradients of ranks and micro-batches must be added, not averaged:
+DeepSpeed divides by the world size, and the learner multiplies by it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlhf.config import DeepSpeedConfig, OptimizerConfig
+from rlhf.errors import CheckpointError, NonFiniteError
+
+Micro = TypeVar("Micro")
+Objective = Callable[[Any, Micro], tuple[Tensor, dict[str, Tensor]]]
+
+
+def learning_rate(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Learning rate of the step with index `step` (0-based): linear warm-up, then constant or half a cosine to 0."""
+    warmup = config.warmup_steps + math.ceil(config.warmup_ratio * total_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def join_process_group(backend: str) -> None:
+    """Join the group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def deepspeed_dict(config: DeepSpeedConfig, optimizer: OptimizerConfig, dtype: str) -> dict[str, Any]:
+    """DeepSpeed's own configuration. Accumulation is 1 because the learner marks the borders itself."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if config.zero_stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "zero_optimization": zero,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+
+
+def partition_while_loading(config: dict[str, Any]) -> object | None:
+    """Keep the result alive while models load: with ZeRO-3 each rank then holds only its share of the weights."""
+    if config["zero_optimization"]["stage"] != 3:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(config)
+
+
+class Learner:
+    """Trains one module on this rank's share of every batch. All ranks call every method together."""
+
+    def __init__(
+        self, module: nn.Module, optimizer: OptimizerConfig, config: DeepSpeedConfig, dtype: str, total_steps: int
+    ) -> None:
+        import deepspeed
+
+        self._optimizer_config, self._config, self._total_steps = optimizer, config, total_steps
+        self.steps = 0
+        self.engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=torch.optim.AdamW(
+                _parameter_groups(module, optimizer.weight_decay),
+                lr=optimizer.lr,
+                betas=optimizer.betas,
+                eps=optimizer.eps,
+            ),
+            config=deepspeed_dict(config, optimizer, dtype),
+        )
+        self.module = module
+
+    @property
+    def rank(self) -> int:
+        """Rank in the process group."""
+        return dist.get_rank()
+
+    def infer(self, micro_batches: Sequence[Micro], forward: Callable[[Any, Micro], Tensor]) -> list[Tensor]:
+        """Run `forward(engine, micro)` without gradient; results on the CPU."""
+        self.engine.eval()
+        with torch.no_grad():
+            return [forward(self.engine, micro).cpu() for micro in micro_batches]
+
+    def step(self, micro_batches: Sequence[Micro], objective: Objective[Micro]) -> dict[str, float]:
+        """Exactly one optimizer step over this rank's micro-batches.
+
+        Returns the objective's statistics summed over them (this rank's part of the global means) plus grad_norm and
+        lr. Raises NonFiniteError on every rank if a loss is not finite on any; the weights are then unchanged.
+        """
+        self.engine.train()
+        totals: dict[str, Tensor] = {}
+        world = dist.get_world_size()
+        for index, micro in enumerate(micro_batches):
+            self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            loss, stats = objective(self.engine, micro)
+            self._refuse_non_finite(loss)
+            self.engine.backward(loss * world)
+            for name, value in {"loss": loss, **stats}.items():
+                totals[name] = totals.get(name, torch.zeros(())) + value.detach().float().cpu()
+        lr = learning_rate(self.steps, self._total_steps, self._optimizer_config)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        self.steps += 1
+        norm = self.engine.get_global_grad_norm()
+        result = {name: float(value) for name, value in totals.items()}
+        return {**result, "grad_norm": float(norm) if norm is not None else 0.0, "lr": lr}
+
+    def gathered(self, named: Sequence[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+        """Whole tensors, bucket by bucket of about `bucket_elements`; valid until the next bucket is asked for."""
+        from deepspeed.zero import GatheredParameters
+
+        for bucket in _buckets(named, self._config.bucket_elements):
+            partitioned = [tensor for _, tensor in bucket if hasattr(tensor, "ds_id")]
+            with GatheredParameters(partitioned, enabled=bool(partitioned)):
+                yield [(name, tensor.detach()) for name, tensor in bucket]
+
+    def save(self, folder: Path) -> None:
+        """Weights, optimizer, step count and this rank's random state, sharded as trained."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.engine.save_checkpoint(str(folder), tag="state", client_state={"steps": self.steps}, save_latest=False)
+        torch.save(torch.get_rng_state(), folder / f"rng_{self.rank}.pt")
+        dist.barrier()
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`, for the same number of ranks."""
+        path, client = self.engine.load_checkpoint(str(folder), tag="state")
+        if path is None:
+            raise CheckpointError(f"{folder}: DeepSpeed found no state for rank {self.rank}")
+        self.steps = int(client["steps"])
+        torch.set_rng_state(torch.load(folder / f"rng_{self.rank}.pt", weights_only=True))
+
+    def _refuse_non_finite(self, loss: Tensor) -> None:
+        finite = torch.isfinite(loss.detach()).to(torch.int32).reshape(1)
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)  # all ranks stop together instead of waiting for one
+        if not int(finite):
+            raise NonFiniteError(f"the loss of step {self.steps} is not finite on some rank (here: {float(loss)})")
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trainable if len(getattr(parameter, "ds_shape", parameter.shape)) > 1]
+    vectors = [parameter for parameter in trainable if len(getattr(parameter, "ds_shape", parameter.shape)) <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _buckets(named: Sequence[tuple[str, Tensor]], limit: int) -> Iterator[list[tuple[str, Tensor]]]:
+    bucket: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in named:
+        elements = int(getattr(tensor, "ds_numel", tensor.numel()))
+        if bucket and size + elements > limit:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor))
+        size += elements
+    if bucket:
+        yield bucket

@@ -1,0 +1,80 @@
+"""What a model is asked for: log-probabilities of response tokens, or one scalar per position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.batch import TokenBatch
+from rlhf.models.llava import VisionLanguage
+
+HEAD_FILE = "scalar_head.safetensors"
+
+
+class PolicyModel(nn.Module):
+    """A VLM that gives the log-probability of every response token."""
+
+    def __init__(self, backbone: VisionLanguage) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, tokens: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies, [B, T] float32 each, zero outside `response_mask`.
+
+        Only the hidden states that predict a response token meet the LM head, so prompt positions (image tokens
+        above all) never become logits.
+        """
+        hidden = self.backbone.hidden(tokens)  # [B, T, H]
+        mask = tokens.response_mask.to(hidden.device)
+        targets = tokens.input_ids.to(hidden.device)[mask]  # [N]
+        logits = self.backbone.vlm.lm_head(_before(hidden, mask)).float() / temperature  # [N, V]
+        log_p = torch.log_softmax(logits, dim=-1)
+        chosen = log_p.gather(-1, targets[:, None]).squeeze(-1)  # [N]
+        entropy = -(log_p.exp() * log_p).sum(-1)  # [N]
+        empty = torch.zeros(mask.shape, dtype=torch.float32, device=hidden.device)
+        return empty.masked_scatter(mask, chosen), empty.masked_scatter(mask, entropy)
+
+
+class ScalarModel(nn.Module):
+    """A VLM with a bias-free linear head (seed page 2): reward model by its last position, critic by all of them."""
+
+    def __init__(self, backbone: VisionLanguage) -> None:
+        super().__init__()
+        self.backbone = backbone
+        # the LM head does not run here, so it must not be trained or waited for
+        backbone.vlm.lm_head.requires_grad_(False)
+        parameter = next(backbone.vlm.model.language_model.parameters())
+        self.head = nn.Linear(backbone.hidden_size, 1, bias=False, dtype=parameter.dtype)
+
+    def forward(self, tokens: TokenBatch) -> Tensor:
+        """One scalar per position, [B, T] float32."""
+        return self.head(self.backbone.hidden(tokens)).squeeze(-1).float()
+
+    def load_head(self, folder: Path) -> None:
+        """Read the head that `export` wrote beside the backbone."""
+        from safetensors.torch import load_file
+
+        weight = load_file(folder / HEAD_FILE)["head.weight"]
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+
+
+def scores_of(scalars: Tensor, tokens: TokenBatch) -> Tensor:
+    """[B] the scalar at each row's last response token: the score of the whole answer."""
+    mask = tokens.response_mask.to(scalars.device)
+    columns = torch.arange(mask.shape[1], device=scalars.device)
+    last = torch.where(mask, columns, -1).amax(dim=1)  # [B]
+    return scalars.gather(1, last[:, None]).squeeze(1)
+
+
+def values_of(scalars: Tensor, tokens: TokenBatch) -> Tensor:
+    """[B, T] V(state before token t): the scalars shifted by one, zero outside `response_mask`."""
+    shifted = torch.nn.functional.pad(scalars[:, :-1], (1, 0))
+    return shifted * tokens.response_mask.to(scalars.device)
+
+
+def _before(hidden: Tensor, mask: Tensor) -> Tensor:
+    """[N, H] hidden states at the positions just before each masked position."""
+    return hidden[:, :-1][mask[:, 1:]]
