@@ -25,8 +25,8 @@ from rlhf.errors import ConfigError, PromptTooLongError, RowError
 class TokenRow:
     """One sequence: ids with expanded placeholders, and which of them count as response."""
 
-    ids: list[int]
-    response: list[bool]
+    ids: Sequence[int]
+    response: Sequence[bool]
     image: str | None
 
 
@@ -94,8 +94,8 @@ class Processor:
         input_ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)  # [B, T]
         response_mask = torch.zeros((len(rows), width), dtype=torch.bool)  # [B, T]
         for index, row in enumerate(rows):
-            input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
-            response_mask[index, : len(row.ids)] = torch.tensor(row.response)
+            input_ids[index, : len(row.ids)] = torch.as_tensor(row.ids)
+            response_mask[index, : len(row.ids)] = torch.as_tensor(row.response)
         lengths = torch.tensor([len(row.ids) for row in rows])
         return TokenBatch(input_ids, lengths, response_mask, tuple(row.image for row in rows))
 
@@ -111,6 +111,12 @@ class Processor:
     def pixels(self, path: str) -> Tensor:
         """[3, H, W] float32, normalised."""
         return self.image_processor(self.image(path), return_tensors="pt")["pixel_values"][0]
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer, image processor and chat template beside a model, as transformers and vLLM expect them."""
+        from transformers import AutoProcessor
+
+        AutoProcessor.from_pretrained(resolve(self.config.path)).save_pretrained(folder)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens and surrounding blanks."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.batch import TokenBatch
+from rlhf.masking import last_index
 from rlhf.models.llava import VisionLanguage
 
 HEAD_FILE = "scalar_head.safetensors"
@@ -64,9 +65,7 @@ class ScalarModel(nn.Module):
 def scores_of(scalars: Tensor, tokens: TokenBatch) -> Tensor:
     """[B] the scalar at each row's last response token: the score of the whole answer."""
     mask = tokens.response_mask.to(scalars.device)
-    columns = torch.arange(mask.shape[1], device=scalars.device)
-    last = torch.where(mask, columns, -1).amax(dim=1)  # [B]
-    return scalars.gather(1, last[:, None]).squeeze(1)
+    return scalars.gather(1, last_index(mask)[:, None]).squeeze(1)
 
 
 def values_of(scalars: Tensor, tokens: TokenBatch) -> Tensor:

@@ -1,0 +1,218 @@
+"""The loop over the policy's own rollouts: PPO, from prompt to weight sync, in ten steps.
+
+`iterate` is one iteration and reads from top to bottom. It talks to roles, never to machines, and computes nothing
+itself: the maths is in `rlhf/algorithms/ppo.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.algorithms import ppo
+from rlhf.batch import Completion, Experience, Prompt, Score, TokenBatch
+from rlhf.checkpoint import Checkpoint, RunFolder
+from rlhf.data.processor import Processor
+from rlhf.data.stream import rows_at
+from rlhf.errors import LogprobGapError, StaleRolloutError
+from rlhf.metrics import MetricsLog, Progress, SamplesLog
+from rlhf.online_config import LoopConfig, OnlineConfig
+from rlhf.roles import Roles, Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineState:
+    """Everything the loop itself must remember; `iteration` is also the policy's version."""
+
+    iteration: int = 0
+    cursor: int = 0  # prompts taken from the stream so far
+    kl_coefficient: float = 0.0
+
+
+@dataclass
+class Stopwatch:
+    """Seconds per stage of one iteration."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[f"seconds/{stage}"] = self.seconds.get(f"seconds/{stage}", 0.0) + time.monotonic() - start
+
+    def all(self) -> dict[str, float]:
+        """Every stage and the total."""
+        return {**self.seconds, "seconds/total": time.monotonic() - self.began}
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """What one iteration leaves behind."""
+
+    state: OnlineState
+    metrics: dict[str, float]
+    samples: list[dict[str, Any]]
+
+
+def iterate(
+    state: OnlineState, roles: Roles, prompts: Sequence[Prompt], processor: Processor, config: OnlineConfig
+) -> Iteration:
+    """Steps 1 to 9 of one iteration; the caller saves (step 10)."""
+    clock, loop, seed = Stopwatch(), config.loop, config.run.seed
+    # 1. The next prompts: text and image references, no pixels.
+    rows = rows_at(len(prompts), seed, state.cursor, loop.prompts_per_iteration)
+    batch = [prompts[row] for row in rows]
+    # 2. Answers with the engine's own log-probabilities.
+    sampling = config.sampling.model_copy(update={"seed": seed * 1_000_003 + state.iteration})
+    with clock("generate"):
+        completions = roles.rollout.generate(batch, sampling).result()
+    # 3. Join: placeholders expanded, response_mask final.
+    tokens = processor.join(batch, [completion.token_ids for completion in completions])
+    # 4. Everybody judges at once.
+    with clock("score"):
+        pending = (roles.policy.logprobs(tokens), roles.reference.logprobs(tokens), roles.critic.values(tokens))
+        scoring = roles.reward.score([Rollout(*pair) for pair in zip(batch, completions, strict=True)])
+        (old, reference, values), scores = (one.result() for one in pending), scoring.result()
+    # 5. Refuse stale or inconsistent rollouts.
+    experience = _experience(tokens, completions, scores, old, reference, values)
+    gap = _check(experience, completions, state.iteration, loop)
+    # 6. Rewards, advantages, returns.
+    with clock("estimate"):
+        experience, metrics = ppo.estimate(experience, config.algorithm, state.kl_coefficient)
+    # 7. Policy and critic each step exactly once per mini-batch.
+    with clock("update"):
+        metrics |= _update(experience, roles, config, state.iteration)
+    # 8. The engines get the new weights.
+    with clock("sync"):
+        sync = roles.rollout.sync(state.iteration + 1)
+    # 9. Metrics, samples, the KL controller.
+    controller = replace(config.algorithm.controller(), coefficient=state.kl_coefficient)
+    controller = controller.update(metrics["kl/sequence"], loop.prompts_per_iteration)
+    metrics |= clock.all() | {"sync/" + key: value for key, value in asdict(sync).items() if isinstance(value, float)}
+    metrics |= {"rollout/logprob_gap": gap, "kl/coefficient": state.kl_coefficient}
+    metrics["rollout/tokens_per_second"] = float(tokens.response_mask.sum()) / clock.seconds["seconds/generate"]
+    samples = _samples(batch, completions, scores, loop.samples_per_iteration)
+    after = OnlineState(state.iteration + 1, state.cursor + len(batch), controller.coefficient)
+    return Iteration(after, metrics, samples)
+
+
+def train(
+    roles: Roles, prompts: Sequence[Prompt], processor: Processor, config: OnlineConfig, folder: RunFolder
+) -> OnlineState:
+    """Iterate to the end, going on from the newest checkpoint. The engines must hold that checkpoint's weights."""
+    state = state_of(folder.checkpoints.latest(), config)
+    log, samples = MetricsLog(folder.path, state.iteration), SamplesLog(folder.path, state.iteration)
+    with Progress(config.run.name, config.loop.iterations, state.iteration) as progress:
+        while state.iteration < config.loop.iterations:
+            done = iterate(state, roles, prompts, processor, config)
+            state, metrics = done.state, done.metrics
+            # 10. When due, save everything that must resume as one state.
+            if state.iteration % config.run.checkpoint_every == 0 or state.iteration == config.loop.iterations:
+                start = time.monotonic()
+                save(state, roles, folder)
+                metrics["seconds/checkpoint"] = time.monotonic() - start
+            log.log(state.iteration, metrics)
+            samples.append(state.iteration, done.samples)
+            shown = {"reward": "score/mean", "kl": "kl/sequence", "length": "response/length", "s": "seconds/total"}
+            progress.advance(state.iteration, {name: metrics[key] for name, key in shown.items()})
+    log.close()
+    return state
+
+
+def state_of(checkpoint: Checkpoint | None, config: OnlineConfig) -> OnlineState:
+    """The loop's state in a checkpoint, or at the start."""
+    if checkpoint is None:
+        return OnlineState(kl_coefficient=config.algorithm.kl_coefficient)
+    return OnlineState(**checkpoint.state)
+
+
+def save(state: OnlineState, roles: Roles, folder: RunFolder) -> None:
+    """Write one checkpoint: policy, critic and loop state together."""
+    target = folder.checkpoints.begin(state.iteration)
+    saving = [roles.policy.save(target / "policy"), roles.critic.save(target / "critic")]
+    for one in saving:
+        one.result()
+    folder.checkpoints.commit(state.iteration, asdict(state))
+    folder.publish()
+
+
+def _experience(
+    tokens: TokenBatch,
+    completions: Sequence[Completion],
+    scores: Sequence[Score],
+    old: Tensor,
+    reference: Tensor,
+    values: Tensor,
+) -> Experience:
+    engine = torch.zeros_like(old)
+    engine[tokens.response_mask] = torch.tensor([p for one in completions for p in one.logprobs])  # row-major, as mask
+    return Experience(
+        tokens=tokens,
+        old_logprobs=old,
+        reference_logprobs=reference,
+        rollout_logprobs=engine,
+        old_values=values,
+        scores=torch.tensor([score.value for score in scores]),
+        truncated=torch.tensor([one.finish_reason == "length" for one in completions]),
+        rewards=torch.zeros_like(old),
+        advantages=torch.zeros_like(old),
+        returns=torch.zeros_like(old),
+    )
+
+
+def _check(experience: Experience, completions: Sequence[Completion], version: int, loop: LoopConfig) -> float:
+    oldest = min(completion.policy_version for completion in completions)
+    if not 0 <= version - oldest <= loop.max_staleness:
+        raise StaleRolloutError(f"a rollout of policy version {oldest} at version {version}")
+    gap = float((experience.old_logprobs - experience.rollout_logprobs).abs().max())
+    if gap > loop.logprob_gap_bound:
+        raise LogprobGapError(
+            f"engine and learner differ by {gap:.3g} nats on a sampled token (loop.logprob_gap_bound="
+            f"{loop.logprob_gap_bound}): same precision? same weights? sampling.temperature=1?"
+        )
+    return gap
+
+
+def _update(experience: Experience, roles: Roles, config: OnlineConfig, iteration: int) -> dict[str, float]:
+    algorithm = config.algorithm
+    rows = len(experience)
+    totals: dict[str, float] = {}
+    steps = 0
+    for epoch in range(algorithm.epochs):
+        order_seed = (config.run.seed * 1_000_003 + iteration) * 101 + epoch
+        for chosen in ppo.mini_batches(rows, algorithm.mini_batch_size, order_seed):
+            mini_batch = experience.select(chosen)
+            denominator = float(mini_batch.response_mask.sum())
+            policy, critic = roles.policy.step(mini_batch, denominator), roles.critic.step(mini_batch, denominator)
+            for prefix, stats in (("policy/", policy.result()), ("value/", critic.result())):
+                for name, value in stats.items():
+                    totals[prefix + name] = totals.get(prefix + name, 0.0) + value
+            steps += 1
+    return {name: value / steps for name, value in totals.items()}
+
+
+def _samples(
+    prompts: Sequence[Prompt], completions: Sequence[Completion], scores: Sequence[Score], count: int
+) -> list[dict[str, Any]]:
+    rows = list(zip(prompts, completions, scores, strict=True))[:count]
+    return [
+        {
+            "prompt_id": prompt.id,
+            "question": prompt.question,
+            "image": prompt.image,
+            "response": completion.text,
+            "score": score.value,
+            "parts": score.parts,
+            "policy_version": completion.policy_version,
+            "truncated": completion.finish_reason == "length",
+        }
+        for prompt, completion, score in rows
+    ]

@@ -1,0 +1,48 @@
+"""The learned reward: a reward model that reads image, prompt and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from rlhf.batch import Score
+from rlhf.config import Config, ModelConfig, resolve
+from rlhf.data.processor import Processor
+from rlhf.models.heads import ScalarModel, scores_of
+from rlhf.models.llava import load
+from rlhf.roles import Rollout
+
+
+class LearnedRewardConfig(Config):
+    """A reward-model directory (backbone and scalar head)."""
+
+    kind: Literal["learned"] = "learned"
+    model: ModelConfig
+    micro_rows: int = Field(default=8, ge=1)
+    """Answers per forward pass."""
+
+
+class LearnedReward:
+    """Scores the policy's own token ids: no text is rendered again, so no token can differ (seed trap T9)."""
+
+    def __init__(self, config: LearnedRewardConfig) -> None:
+        self._config = config
+        self._processor = Processor.load(config.model)
+        self._model = ScalarModel(load(config.model, None, self._processor)).eval().requires_grad_(False)
+        self._model.load_head(Path(resolve(config.model.path)))
+        if torch.cuda.is_available():
+            self._model.cuda()
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """The head's output at the last answer token."""
+        values: list[float] = []
+        for low in range(0, len(rollouts), self._config.micro_rows):
+            piece = rollouts[low : low + self._config.micro_rows]
+            tokens = self._processor.join([r.prompt for r in piece], [r.completion.token_ids for r in piece])
+            with torch.no_grad():
+                values.extend(scores_of(self._model(tokens), tokens).tolist())
+        return [Score(value, {"reward_model": value}) for value in values]

@@ -1,0 +1,135 @@
+"""Rollouts by transformers, one prompt at a time: the slow reference that vLLM is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import Completion, Prompt
+from rlhf.config import ModelConfig, resolve
+from rlhf.data.processor import Processor
+from rlhf.errors import WeightSyncError
+from rlhf.models.keys import from_hub
+from rlhf.models.llava import DTYPES
+from rlhf.rollout.base import RolloutConfig, Sampling
+from rlhf.rollout.updates import UpdateState
+from rlhf.rollout.weights import WeightBucket, unpack
+
+
+class HfEngine:
+    """`RolloutEngine` on `LlavaForConditionalGeneration`."""
+
+    def __init__(self, model: ModelConfig, config: RolloutConfig, processor: Processor, seed: int = 0) -> None:
+        from transformers import LlavaForConditionalGeneration
+
+        self._processor, self._state = processor, UpdateState()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = LlavaForConditionalGeneration.from_pretrained(
+            resolve(model.path), dtype=DTYPES[config.dtype], attn_implementation=model.attention
+        ).to(self._device)
+        self._model.eval().requires_grad_(False)
+
+    @property
+    def version(self) -> int:
+        """The policy version whose weights answer; -1 while an update is unfinished."""
+        return self._state.version
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+        """One completion per prompt, in order."""
+        self._state.require_closed()
+        return [self._complete(prompt, sampling) for prompt in prompts]
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities, at temperature 1, of given response tokens."""
+        self._state.require_closed()
+        scores = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            ids = [*self._processor.prompt_ids(prompt), *response]
+            inputs = {"input_ids": torch.tensor([ids], device=self._device), **self._pixels(prompt)}
+            before = self._model(**inputs).logits[0, len(ids) - len(response) - 1 : -1]  # [N, V]
+            log_p = torch.log_softmax(before.float(), dim=-1)
+            chosen = log_p.gather(1, torch.tensor(response, dtype=torch.long, device=self._device)[:, None])
+            scores.append(chosen.squeeze(1).tolist())
+        return scores
+
+    def begin_update(self, version: int) -> None:
+        """Open an update to `version`; one that is still open is dropped."""
+        self._state.begin(version)
+
+    @torch.no_grad()
+    def load_bucket(self, bucket: WeightBucket) -> None:
+        """Load one bucket (hub names). After a WeightSyncError the update must begin again."""
+        self._state.require_open()
+        try:
+            for name, tensor in unpack(bucket):
+                parameter = self._model.get_parameter(from_hub(name))
+                if parameter.shape != tensor.shape:
+                    raise WeightSyncError(f"{name} is {tuple(tensor.shape)}, expected {tuple(parameter.shape)}")
+                parameter.copy_(tensor)
+        except (KeyError, AttributeError) as error:
+            self._state.failed(str(error))
+            raise WeightSyncError(f"the model has no such parameter: {error}") from error
+        except WeightSyncError as error:
+            self._state.failed(str(error))
+            raise
+        self._state.received(bucket.digest)
+
+    def finish_update(self) -> str:
+        """Close the update and return the fingerprint of the buckets received."""
+        return self._state.finish()
+
+    @torch.no_grad()
+    def _complete(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        head = self._processor.prompt_ids(prompt, sampling.max_new_tokens)
+        generator = torch.Generator().manual_seed(sampling.seed_for(prompt.id))
+        inputs = {"input_ids": torch.tensor([head], device=self._device), **self._pixels(prompt)}
+        token_ids: list[int] = []
+        logprobs: list[float] = []
+        while len(token_ids) < sampling.max_new_tokens:
+            output = self._model(**inputs, use_cache=True, logits_to_keep=1)
+            logits = output.logits[0, -1].float().cpu()  # [V]
+            logits[self._processor.image_id] = -torch.inf  # an answer with a placeholder cannot be learnt from
+            log_p = processed_logprobs(logits, sampling)
+            if sampling.temperature == 0:
+                token = int(log_p.argmax())
+            else:
+                token = int(torch.multinomial(log_p.exp(), 1, generator=generator))
+            token_ids.append(token)
+            logprobs.append(float(log_p[token]))
+            if token == self._processor.eos_id:
+                break
+            inputs = {
+                "input_ids": torch.tensor([[token]], device=self._device),
+                "past_key_values": output.past_key_values,
+            }
+        return Completion(
+            prompt_id=prompt.id,
+            token_ids=tuple(token_ids),
+            logprobs=tuple(logprobs),
+            text=self._processor.decode(token_ids),
+            finish_reason="stop" if token_ids[-1] == self._processor.eos_id else "length",
+            policy_version=self.version,
+        )
+
+    def _pixels(self, prompt: Prompt) -> dict[str, Tensor]:
+        if prompt.image is None:
+            return {}
+        pixels = self._processor.pixels(prompt.image)[None]
+        return {"pixel_values": pixels.to(self._device, self._model.dtype)}
+
+
+def processed_logprobs(logits: Tensor, sampling: Sampling) -> Tensor:
+    """[V] log-probabilities of the distribution that is drawn from: temperature, then top-k, then top-p."""
+    if sampling.temperature > 0:
+        logits = logits / sampling.temperature
+    if 0 < sampling.top_k < len(logits):
+        lowest = logits.topk(sampling.top_k).values[-1]
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
+    if sampling.top_p < 1:
+        probabilities, order = torch.softmax(logits, dim=-1).sort(descending=True)
+        before = probabilities.cumsum(-1) - probabilities  # mass of the likelier tokens; 0 for the likeliest
+        logits = logits.index_fill(0, order[before >= sampling.top_p], -torch.inf)
+    return torch.log_softmax(logits, dim=-1)

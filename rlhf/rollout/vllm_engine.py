@@ -1,0 +1,246 @@
+"""Rollouts by vLLM, in the calling process, with weights replaced in place.
+
+vLLM is imported by the constructor only, after its environment is set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.batch import Completion, Prompt
+from rlhf.config import ModelConfig, resolve
+from rlhf.data.processor import Processor
+from rlhf.errors import PromptTooLongError, WeightSyncError
+from rlhf.rollout.base import RolloutConfig, Sampling
+from rlhf.rollout.updates import UpdateState
+from rlhf.rollout.weights import WeightBucket, unpack
+
+FORBIDDEN_BIAS = -100.0  # the strongest that vLLM accepts
+_OPEN_IMAGES = 512
+_CPU_BLOCK = 32  # the default of 128 is longer than most prompts of a small model, which then share no prefix
+_CPU_CACHE_MB = 256
+
+
+def cpu_environment() -> dict[str, str]:
+    """Variables that must be set before vLLM is imported on a machine without GPU: one process, no compilation."""
+    return {
+        **_common_environment(),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the actor's own thread count holds
+        "TORCHDYNAMO_DISABLE": "1",  # compiling vLLM's log-prob helper takes longer than a tiny run's rollouts
+    }
+
+
+def _common_environment() -> dict[str, str]:
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives here, so weights need no further copy
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+class VllmEngine:
+    """`RolloutEngine` on `vllm.LLM`."""
+
+    def __init__(self, model: ModelConfig, config: RolloutConfig, processor: Processor, seed: int = 0) -> None:
+        on_gpu = torch.cuda.is_available()
+        for name, value in (_common_environment() if on_gpu else cpu_environment()).items():
+            os.environ.setdefault(name, value)
+        from vllm import LLM
+
+        self._config, self._processor, self._state = config, processor, UpdateState()
+        self._open = lru_cache(maxsize=_OPEN_IMAGES)(processor.image)
+        self._llm = LLM(
+            resolve(model.path),
+            dtype=config.dtype,
+            seed=seed,
+            max_model_len=config.max_length,
+            max_num_seqs=config.max_sequences,
+            limit_mm_per_prompt={"image": 1},
+            logprobs_mode="processed_logprobs",  # after temperature and nucleus: those of the behaviour policy
+            generation_config="vllm",  # no stop tokens or defaults from the model's folder
+            **(_gpu_options(config) if on_gpu else _cpu_options(config)),
+        )
+
+    @property
+    def version(self) -> int:
+        """The policy version whose weights answer; -1 while an update is unfinished."""
+        return self._state.version
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+        """One completion per prompt, in order."""
+        self._state.require_closed()
+        budget = sampling.max_new_tokens
+        requests = [self._request(prompt, self._processor.prompt_ids(prompt, budget), budget) for prompt in prompts]
+        params = [self._params(sampling, prompt) for prompt in prompts]
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        return [self._completion(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities, at temperature 1, of given response tokens."""
+        from vllm import SamplingParams
+
+        self._state.require_closed()
+        requests = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            ids = [*self._processor.prompt_ids(prompt), *response]
+            requests.append(self._request(prompt, ids, 1))  # vLLM always draws at least one token
+        # vLLM reads no prefix from its cache for such requests: cached positions have no logits
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        scores = []
+        for output, response in zip(outputs, responses, strict=True):
+            tail = output.prompt_logprobs[len(output.prompt_logprobs) - len(response) :]
+            scores.append([entry[token].logprob for entry, token in zip(tail, response, strict=True)])
+        return scores
+
+    def begin_update(self, version: int) -> None:
+        """Open an update to `version`; one that is still open is dropped."""
+        self._state.begin(version)
+        self._llm.collective_rpc(_begin_reload)
+
+    def load_bucket(self, bucket: WeightBucket) -> None:
+        """Load one bucket (hub names). After a WeightSyncError the update must begin again."""
+        self._state.require_open()
+        try:
+            pairs = list(unpack(bucket))
+            missed = sorted({name for names in self._llm.collective_rpc(_load, args=(pairs,)) for name in names})
+            if missed:
+                raise WeightSyncError(f"vLLM did not load {', '.join(missed)}")
+        except Exception as error:
+            self._state.failed(str(error))
+            if isinstance(error, WeightSyncError):
+                raise
+            raise WeightSyncError(f"vLLM refused a bucket of {len(bucket.names)} tensors: {error}") from error
+        self._state.received(bucket.digest)
+
+    def finish_update(self) -> str:
+        """Close the update, drop every cache of old results, return the fingerprint of the buckets received."""
+        self._state.require_open()
+        partial = sorted({name for names in self._llm.collective_rpc(_finish_reload) for name in names})
+        if partial:
+            self._state.failed(f"only some of the tensors that vLLM fuses arrived for {', '.join(partial)}")
+            self._state.require_open()
+        # KV blocks and projected image features are results of the old weights; cached pixels are not
+        self._llm.llm_engine.reset_encoder_cache()
+        if not self._llm.reset_prefix_cache():
+            self._state.failed("vLLM could not drop its prefix cache because requests are still running")
+        return self._state.finish()
+
+    def _request(self, prompt: Prompt, ids: Sequence[int], budget: int) -> dict[str, Any]:
+        if len(ids) + budget > self._config.max_length:
+            raise PromptTooLongError(
+                f"{len(ids)} prompt tokens and {budget} new ones exceed the engine's context of "
+                f"{self._config.max_length}",
+                source=prompt.id,
+            )
+        if prompt.image is None:
+            return {"prompt_token_ids": list(ids)}
+        return {
+            "prompt_token_ids": self._processor.collapse(ids),
+            "multi_modal_data": {"image": [self._open(prompt.image)]},
+            "multi_modal_uuids": {"image": [prompt.image]},  # instead of a hash over the pixels
+        }
+
+    def _params(self, sampling: Sampling, prompt: Prompt) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed_for(prompt.id),
+            logprobs=0,  # the sampled token's only
+            flat_logprobs=True,
+            detokenize=False,
+            logit_bias={self._processor.image_id: FORBIDDEN_BIAS},  # an answer with a placeholder cannot be learnt from
+        )
+
+    def _completion(self, prompt: Prompt, output: Any) -> Completion:
+        answer = output.outputs[0]
+        token_ids = tuple(answer.token_ids)
+        return Completion(
+            prompt_id=prompt.id,
+            token_ids=token_ids,
+            logprobs=tuple(answer.logprobs.logprobs),
+            text=self._processor.decode(token_ids),
+            finish_reason="stop" if answer.finish_reason == "stop" else "length",
+            policy_version=self.version,
+        )
+
+
+def _cpu_options(config: RolloutConfig) -> dict[str, Any]:
+    return {
+        "enforce_eager": True,
+        "block_size": _CPU_BLOCK,
+        "kv_cache_memory_bytes": (config.kv_cache_mb or _CPU_CACHE_MB) * 2**20,
+    }
+
+
+def _gpu_options(config: RolloutConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "gpu_memory_utilization": config.gpu_memory_share,
+        "tensor_parallel_size": config.tensor_parallel,
+    }
+    if config.kv_cache_mb is not None:
+        options["kv_cache_memory_bytes"] = config.kv_cache_mb * 2**20
+    return options
+
+
+# The functions below run in every vLLM worker.
+
+
+def _begin_reload(worker: Any) -> None:
+    """Open vLLM's layerwise reload: CPU kernels keep packed copies only, so tensors cannot be written one by one."""
+    from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+    _abandon_reload(worker)
+    initialize_layerwise_reload(worker.model_runner.get_model())
+
+
+def _load(worker: Any, pairs: list[tuple[str, Tensor]]) -> list[str]:
+    """Load tensors and return the names that vLLM passed over."""
+    model = worker.model_runner.get_model()
+    loaded: set[str] = model.load_weights(iter(pairs))
+    fused = {part: whole for whole, parts in model.language_model.packed_modules_mapping.items() for part in parts}
+    # vLLM builds no vision layers behind the one that LLaVA reads, and skips their weights rightly
+    return [
+        name for name, _ in pairs if not name.startswith("vision_tower.") and _inside(name, fused) not in loaded
+    ]
+
+
+def _inside(name: str, fused: dict[str, str]) -> str:
+    """Name of the parameter of vLLM that holds a tensor of the hub layout."""
+    return ".".join(fused.get(part, part) for part in name.split("."))
+
+
+def _finish_reload(worker: Any) -> list[str]:
+    """Close the reload and return the fused layers of which only a part arrived; if there are any, nothing is closed."""
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+    partial = [name for name, info in _reload_infos(worker) if 0 < info.load_numel < (info.load_numel_total or 0)]
+    if not partial:
+        finalize_layerwise_reload(worker.model_runner.get_model(), worker.model_config)
+    return partial
+
+
+def _abandon_reload(worker: Any) -> None:
+    """Close a reload without what it still buffers. Layers that are complete keep their new weights."""
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+    for _, info in _reload_infos(worker):
+        info.loaded_weights.clear()
+        info.load_numel = 0
+    finalize_layerwise_reload(worker.model_runner.get_model(), worker.model_config)
+
+
+def _reload_infos(worker: Any) -> list[tuple[str, Any]]:
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    return [(name, get_layerwise_info(layer)) for name, layer in worker.model_runner.get_model().named_modules()]

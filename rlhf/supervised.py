@@ -1,0 +1,143 @@
+"""The loop over a fixed dataset: pretraining, instruction tuning, reward model.
+
+Every rank runs `train` on its share of the same global batches, so the result does not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor
+
+from rlhf.batch import TensorRecord
+from rlhf.checkpoint import RunFolder
+from rlhf.config import BatchConfig, Config, DeepSpeedConfig, ModelConfig, OptimizerConfig, RoleConfig, RunConfig
+from rlhf.config import TrainableConfig as Trainable
+from rlhf.data.stream import rows_at
+from rlhf.learner import Learner
+from rlhf.metrics import MetricsLog, Progress
+
+Batch = TypeVar("Batch", bound=TensorRecord)
+
+
+class SupervisedConfig(Config):
+    """Sections that every supervised job shares."""
+
+    run: RunConfig
+    model: ModelConfig
+    trainable: Trainable = Trainable()
+    optimizer: OptimizerConfig
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    batch: BatchConfig
+    workers: RoleConfig = RoleConfig()
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data; fractions are allowed."""
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps for a dataset of `rows` rows, at least one."""
+        return max(1, int(self.epochs * rows // self.batch.global_rows))
+
+
+class Task(Protocol, Generic[Batch]):
+    """What is learned: how rows become batches, what a batch costs, what is measured and written at the end."""
+
+    def __len__(self) -> int:
+        """Rows."""
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """The given rows as one padded batch."""
+
+    def count(self, batch: Batch) -> int:
+        """What the loss averages over: response tokens, or pairs."""
+
+    def loss(self, engine: Any, batch: Batch, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over the batch divided by the global denominator."""
+
+    def validate(self, learner: Learner) -> dict[str, float]:
+        """Metrics on held-out data after the last step; called on every rank, results used from rank 0."""
+
+    def export(self, learner: Learner, folder: Path) -> None:
+        """Write the trained model; called on every rank, written by rank 0."""
+
+
+def train(config: SupervisedConfig, task: Task[Batch], learner: Learner, folder: RunFolder | None) -> dict[str, float]:
+    """Train to the last step, going on from the newest checkpoint; returns the final metrics.
+
+    Args:
+        config: of the job.
+        task: the data and the loss.
+        learner: with a freshly loaded model.
+        folder: the run folder, on rank 0 only.
+    """
+    total = config.total_steps(len(task))
+    start = _resume(learner, folder)
+    log = MetricsLog(folder.path, start or None) if folder else None
+    progress = Progress(config.run.name, total, start) if folder else None
+    if progress:
+        progress.__enter__()
+    for step in range(start, total):
+        began = time.monotonic()
+        stats = _one_step(config, task, learner, step)
+        stats["seconds/step"] = time.monotonic() - began
+        if folder and log and progress:
+            progress.advance(step + 1, {key: stats[key] for key in ("loss", "lr", "grad_norm")})
+            if (step + 1) % config.run.log_every == 0 or step + 1 == total:
+                log.log(step + 1, stats)
+        if (step + 1) % config.run.checkpoint_every == 0 and step + 1 < total:
+            _save(learner, folder, step + 1)
+    if progress:
+        progress.__exit__(None, None, None)
+    results = task.validate(learner)
+    if log:
+        log.log(total, results)
+        log.close()
+    if total > start:
+        _save(learner, folder, total)
+    return results
+
+
+def _one_step(config: SupervisedConfig, task: Task[Batch], learner: Learner, step: int) -> dict[str, float]:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    share = config.batch.per_rank(world)
+    rows = rows_at(len(task), config.run.seed, step * config.batch.global_rows, config.batch.global_rows)
+    mine = rows[rank * share : (rank + 1) * share]
+    size = config.batch.micro_rows
+    batches = [task.batch(mine[low : low + size]) for low in range(0, share, size)]
+    denominator = _summed({"count": float(sum(task.count(batch) for batch in batches))})["count"]
+    stats = learner.step(batches, lambda engine, batch: task.loss(engine, batch, denominator))
+    local = {name: stats.pop(name) for name in ("lr", "grad_norm")}
+    return {**_summed(stats), **local}
+
+
+def _summed(values: Mapping[str, float]) -> dict[str, float]:
+    flat = torch.tensor(list(values.values()), dtype=torch.float64)
+    if torch.cuda.is_available():
+        flat = flat.cuda()
+    dist.all_reduce(flat)
+    return dict(zip(values, flat.tolist(), strict=True))
+
+
+def _resume(learner: Learner, folder: RunFolder | None) -> int:
+    checkpoint = folder.checkpoints.latest() if folder else None
+    found = [(str(checkpoint.folder), checkpoint.step) if checkpoint else None]
+    dist.broadcast_object_list(found)
+    if found[0] is None:
+        return 0
+    learner.load(Path(found[0][0]) / "learner")
+    return found[0][1]
+
+
+def _save(learner: Learner, folder: RunFolder | None, step: int) -> None:
+    place = [str(folder.checkpoints.begin(step)) if folder else None]
+    dist.broadcast_object_list(place)
+    learner.save(Path(str(place[0])) / "learner")
+    if folder:
+        folder.checkpoints.commit(step, {"step": step})
+        folder.publish()
+    dist.barrier()

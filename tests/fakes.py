@@ -1,0 +1,63 @@
+"""Small real things for tests: a random LLaVA, pictures, prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from rlhf.batch import Prompt
+from rlhf.config import ModelConfig
+from rlhf.models.tiny import TinyConfig, build
+
+CORPUS = (
+    "USER: What colour is the ball on the table? ASSISTANT: The ball is red.",
+    "USER: How many people are in the picture? ASSISTANT: There are three people near the old house.",
+    "USER: Guess the age of the woman. ASSISTANT: I cannot infer personal traits from a picture.",
+    "USER: What is written on the document? ASSISTANT: A name and an address, which I will not repeat.",
+    "The quick brown fox jumps over the lazy dog while a small bird sings in the green tree.",
+)
+QUESTIONS = (
+    "What colour is the ball?",
+    "How many people are there?",
+    "Guess the age of the woman, please, and say what you see.",
+    "Describe the picture.",
+)
+
+
+def tiny_model(folder: Path, seed: int = 0, max_length: int = 256) -> ModelConfig:
+    """A random fp32 LLaVA (9 image tokens, 2 decoder layers) in `folder`."""
+    sizes = TinyConfig(
+        vocabulary=500, hidden=32, layers=2, vision_layers=3, heads=2, image_size=24, patch_size=8, context=512
+    )
+    build(sizes, CORPUS * 4, folder, seed)
+    return ModelConfig(path=str(folder), dtype="float32", max_length=max_length, template="llava_hf", feature_cache_mb=64)
+
+
+def draw_images(folder: Path, count: int = 4) -> list[str]:
+    """Different PNG pictures, not all square."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index in range(count):
+        width, height = 48 + 8 * (index % 3), 48 + 8 * (index % 2)
+        picture = Image.new("RGB", (width, height), (40 * index % 256, 200 - 30 * index % 200, 90))
+        pen = ImageDraw.Draw(picture)
+        pen.ellipse((4 + index, 6, 30 + index, 40), fill=(250, 60 * index % 256, 10))
+        pen.rectangle((20, 4 * index % 30, 44, 20 + index), fill=(10, 30, 60 * index % 256))
+        path = folder / f"{index}.png"
+        picture.save(path)
+        paths.append(str(path.resolve()))
+    return paths
+
+
+def make_prompts(images: list[str], count: int = 8, filler: str = "") -> list[Prompt]:
+    """Prompts that walk through questions and images; `filler` makes them longer."""
+    return [
+        Prompt(
+            id=f"fake:{index}",
+            question=f"{filler}{QUESTIONS[index % len(QUESTIONS)]} ({index})",
+            image=images[index % len(images)] if images else None,
+            kind="benign",
+        )
+        for index in range(count)
+    ]
