@@ -1,1 +1,1 @@
-
+"""Connecting to Ray, placement and preflight; nothing here knows about learning."""

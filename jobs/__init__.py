@@ -1,1 +1,1 @@
-
+"""One runnable per job: read a configuration, wire objects, call a loop."""

@@ -94,6 +94,15 @@ class TensorRecord:
                 changed[field.name] = value.select(rows)
         return replace(self, **changed)
 
+    def to(self, device: torch.device) -> Self:
+        """The same rows with every tensor on `device`."""
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | TensorRecord):
+                changed[field.name] = value.to(device)
+        return replace(self, **changed)
+
     def split(self, size: int) -> list[Self]:
         """Consecutive pieces of at most `size` rows."""
         return [self.select(range(start, min(start + size, len(self)))) for start in range(0, len(self), size)]
@@ -114,7 +123,8 @@ class TokenBatch(TensorRecord):
     @property
     def attention_mask(self) -> Tensor:
         """[B, T] long: 1 up to each row's length (what transformers calls the attention mask)."""
-        return (torch.arange(self.input_ids.shape[1])[None, :] < self.lengths[:, None]).long()
+        columns = torch.arange(self.input_ids.shape[1], device=self.lengths.device)
+        return (columns[None, :] < self.lengths[:, None]).long()
 
     def trimmed(self) -> Self:
         """The same rows without columns that are padding in all of them."""

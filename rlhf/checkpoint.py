@@ -91,9 +91,7 @@ class RunFolder:
     """
 
     def __init__(self, config: RunConfig, whole: Config) -> None:
-        root = resolve(config.root)
-        self._remote = f"{root.rstrip('/')}/{config.name}" if "://" in root else None
-        self.path = home() / "runs" / config.name if self._remote else Path(root) / config.name
+        self._remote, self.path = _remote(config), local_path(config)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._acquire()
         self._restore()
@@ -156,21 +154,31 @@ class RunFolder:
             )
 
 
+def local_path(config: RunConfig) -> Path:
+    """Where a run is written: below its root, or in the project's runs/ if the root is a URI (and mirrored there)."""
+    root = home() / "runs" if _remote(config) else Path(resolve(config.root))
+    return root / config.name
+
+
 def discard(config: RunConfig) -> None:
     """Remove a run folder and everything in it (--fresh)."""
-    root = resolve(config.root)
-    shutil.rmtree(home() / "runs" / config.name if "://" in root else Path(root) / config.name, ignore_errors=True)
-    if "://" in root:
+    shutil.rmtree(local_path(config), ignore_errors=True)
+    remote = _remote(config)
+    if remote:
         import fsspec
 
-        target, path = fsspec.core.url_to_fs(f"{root.rstrip('/')}/{config.name}")
+        target, path = fsspec.core.url_to_fs(remote)
         if target.exists(path):
             target.rm(path, recursive=True)
 
 
+def _remote(config: RunConfig) -> str | None:
+    return f"{config.root.rstrip('/')}/{config.name}" if "://" in config.root else None
+
+
 def _learning(text: str) -> list[str]:
     # how often a run saves and logs may change between a run and its continuation
-    harmless = ("  checkpoint_every:", "  keep_checkpoints:", "  log_every:")
+    harmless = ("  checkpoint_every:", "  keep_checkpoints:", "  log_every:", "  max_restarts:")
     return [line for line in text.splitlines() if not line.startswith(harmless)]
 
 

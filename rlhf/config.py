@@ -46,6 +46,8 @@ class RunConfig(Config):
     """How many complete checkpoints stay on disk."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
+    max_restarts: int = Field(default=2, ge=0)
+    """How often dead workers are replaced before the run gives up."""
 
 
 class ModelConfig(Config):

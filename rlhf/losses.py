@@ -86,8 +86,8 @@ def clipped_value_loss(
         clip_range: in units of the value.
         denominator: response tokens in the global batch.
 
-    Returns the loss and, as means over tokens: value_clip_fraction (the clip is what decides the loss) and
-    value_error (squared error without the clip). Source: seed section 3.2, step 8.
+    Returns the loss and, as means over tokens: clip_fraction (the clip is what decides the loss) and
+    error (squared error without the clip). Source: seed section 3.2, step 8.
     """
     _check(denominator)
     change = torch.where(mask, values - old_values, 0.0)
@@ -96,8 +96,8 @@ def clipped_value_loss(
     clipped = (change.clamp(-clip_range, clip_range) - target).square()
     with torch.no_grad():
         stats = {
-            "value_clip_fraction": masked_sum((clipped > unclipped).to(values.dtype), mask) / denominator,
-            "value_error": masked_sum(unclipped, mask) / denominator,
+            "clip_fraction": masked_sum((clipped > unclipped).to(values.dtype), mask) / denominator,
+            "error": masked_sum(unclipped, mask) / denominator,
         }
     return 0.5 * masked_sum(torch.maximum(unclipped, clipped), mask) / denominator, stats
 

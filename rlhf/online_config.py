@@ -56,8 +56,6 @@ class LoopConfig(Config):
     """Stop if they differ by more than this on any token (nats); 1e-3 suits float32."""
     samples_per_iteration: int = Field(default=8, ge=0)
     """Rollouts written to samples.jsonl per iteration."""
-    max_restarts: int = Field(default=2, ge=0)
-    """How often a dead rank or engine is replaced before the run gives up."""
 
 
 class RolesConfig(Config):
@@ -110,8 +108,10 @@ class OnlineConfig(Config):
             problems.append("sampling.max_new_tokens leaves no room for a prompt in rollout.max_length")
         if self.rollout.max_length > self.model.max_length:
             problems.append("rollout.max_length exceeds model.max_length")
-        if self.policy.trainable.vision_tower:
-            problems.append("policy.trainable.vision_tower: the vision tower is frozen in online training")
+        if self.policy.trainable.vision_tower or self.critic.trainable.vision_tower:
+            problems.append("trainable.vision_tower: the vision tower is frozen in online training")
+        if self.sampling.temperature == 0 or self.sampling.top_p != 1 or self.sampling.top_k != 0:
+            problems.append("sampling: PPO's ratio needs temperature > 0, top_p = 1 and top_k = 0")
         if problems:
             raise ValueError("; ".join(problems))
         return self

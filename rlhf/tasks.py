@@ -45,7 +45,7 @@ class ImitationTask:
     def loss(self, engine: Any, batch: TokenBatch, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative log-likelihood of the answers."""
         logprobs, _ = engine(batch)
-        return sft_objective(logprobs, _to(batch, logprobs), denominator)
+        return sft_objective(logprobs, batch.to(logprobs.device), denominator)
 
     def validate(self, learner: Learner) -> dict[str, float]:
         """Nothing: the answers of a tuned model are measured where it generates (evaluation before PPO)."""
@@ -117,11 +117,4 @@ class PreferenceTask:
     def _margins(self, engine: Any, batch: PairBatch) -> Tensor:
         chosen, rejected = self._scores(engine, batch)
         return chosen - rejected
-
-
-def _to(batch: TokenBatch, like: Tensor) -> TokenBatch:
-    return TokenBatch(
-        batch.input_ids.to(like.device), batch.lengths, batch.response_mask.to(like.device), batch.images
-    )
-
 

@@ -30,7 +30,7 @@ def pair_objective(
         denominator: pairs in the global batch.
 
     Returns the loss and, as means over pairs: accuracy, margin, and score (of all answers). Errors: `pairwise_loss`.
-    Source: seed section 2; the centring term is Eisenstein et al. 2023 (arXiv 2312.09244), eq. 2's regulariser.
+    Source: seed section 2; the centring term is Eisenstein et al. 2023 (arXiv 2312.09244), regulariser.
     """
     loss, stats = pairwise_loss(chosen_scores, rejected_scores, denominator, config.loss)
     total = chosen_scores + rejected_scores  # [B]

@@ -153,8 +153,8 @@ def test_value_clip_branches_by_hand() -> None:
     # errors: max(0, 0.8^2) clipped; max(2^2, 1.2^2) not; 0.4^2 inside the range
     assert loss.item() == pytest.approx(0.5 * (0.64 + 4.0 + 0.16) / 3)
     assert values.grad[0].tolist() == pytest.approx([0.0, 2.0 / 3, -0.4 / 3])
-    assert stats["value_clip_fraction"].item() == pytest.approx(1 / 3)
-    assert stats["value_error"].item() == pytest.approx((0.0 + 4.0 + 0.16) / 3)
+    assert stats["clip_fraction"].item() == pytest.approx(1 / 3)
+    assert stats["error"].item() == pytest.approx((0.0 + 4.0 + 0.16) / 3)
 
 
 def test_pairwise_loss_against_scipy() -> None:

@@ -60,14 +60,14 @@ def test_seed_preset_first_return_is_score_minus_kl_and_advantage_is_return_minu
         assert torch.allclose(filled.advantages[row, response], left)
         assert filled.rewards[row].sum().item() == pytest.approx(expected.item())
     assert not rollouts.rewards.any()  # the input is left alone
-    assert metrics["response_length_mean"] == pytest.approx(10 / 3)
-    assert metrics["response_length_max"] == 6.0
-    assert metrics["truncated_share"] == pytest.approx(1 / 3)
-    assert metrics["score_mean"] == pytest.approx(0.5)
-    assert metrics["score_std"] == pytest.approx(math.sqrt(1.5))
-    assert metrics["kl_per_sequence"] == pytest.approx(metrics["kl_per_token"] * 10 / 3)
+    assert metrics["response/length"] == pytest.approx(10 / 3)
+    assert metrics["response/length_max"] == 6.0
+    assert metrics["response/truncated_share"] == pytest.approx(1 / 3)
+    assert metrics["score/mean"] == pytest.approx(0.5)
+    assert metrics["score/std"] == pytest.approx(math.sqrt(1.5))
+    assert metrics["kl/sequence"] == pytest.approx(metrics["kl/token"] * 10 / 3)
     gaps = (rollouts.old_logprobs - rollouts.reference_logprobs).sum() / 3
-    assert metrics["kl_per_sequence"] == pytest.approx(gaps.item())
+    assert metrics["kl/sequence"] == pytest.approx(gaps.item())
     assert all(isinstance(number, float) and math.isfinite(number) for number in metrics.values())
 
 
@@ -101,8 +101,8 @@ def test_trap_T12_a_truncated_answer_loses_the_penalty_on_its_last_token_only() 
     expected = torch.zeros(3, WIDTH, dtype=torch.float64)
     expected[1, 4] = -3.0  # row 1 is truncated; its only token is in column 4
     assert torch.allclose(lowered.rewards - without.rewards, expected)
-    assert metrics["shaped_score_mean"] == pytest.approx(0.5 - 1.0)
-    assert metrics["score_mean"] == pytest.approx(0.5)
+    assert metrics["score/shaped_mean"] == pytest.approx(0.5 - 1.0)
+    assert metrics["score/mean"] == pytest.approx(0.5)
 
 
 def test_scores_are_clipped_before_bias_and_penalty() -> None:
@@ -133,7 +133,7 @@ def test_a_perfect_critic_has_no_advantage() -> None:
     filled, _ = estimate(rollouts, CONFIG, 0.1)
     again, metrics = estimate(replace(rollouts, old_values=filled.returns), CONFIG, 0.1)
     assert again.advantages.abs().max().item() < 1e-12
-    assert metrics["explained_variance"] == pytest.approx(1.0)
+    assert metrics["value/explained_variance"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("field", ["old_logprobs", "reference_logprobs", "rollout_logprobs", "old_values", "scores"])

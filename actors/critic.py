@@ -1,0 +1,86 @@
+"""The critic: DeepSpeed ranks that value states. It starts as the reward model, head included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.group import Rank
+from actors.pending import RayPending
+from actors.policy import LearnerGroup
+from cluster.placement import Placement
+from rlhf.algorithms import ppo
+from rlhf.batch import Experience, TokenBatch
+from rlhf.online_config import OnlineConfig
+
+
+class CriticRank(Rank):
+    """One rank of the critic."""
+
+    def build(self, config: OnlineConfig) -> None:
+        """Load backbone and head, partitioned over the ranks, and the critic's own optimizer."""
+        from rlhf.config import resolve
+        from rlhf.learner import Learner, deepspeed_dict, partition_while_loading
+        from rlhf.models.heads import ScalarModel
+        from rlhf.models.llava import load
+
+        torch.manual_seed(config.run.seed + self.rank)
+        self.config = config
+        part, model = config.critic, config.critic_from
+        self._partition = partition_while_loading(deepspeed_dict(part.deepspeed, part.optimizer, model.dtype))
+        self.model = ScalarModel(load(model, part.trainable))
+        self.model.load_head(Path(resolve(model.path)))
+        self.learner = Learner(self.model, part.optimizer, part.deepspeed, model.dtype, config.total_optimizer_steps)
+
+    def values(self, tokens: TokenBatch) -> Tensor:
+        """[B, T] of this rank's rows."""
+        from rlhf.models.heads import values_of
+
+        width = tokens.input_ids.shape[1]
+
+        def forward(engine: Any, micro: TokenBatch) -> Tensor:
+            short = micro.trimmed()
+            values = values_of(engine(short), short)
+            return torch.nn.functional.pad(values, (0, width - values.shape[1]))
+
+        return torch.cat(self.learner.infer(tokens.split(self.config.critic.micro_rows), forward))
+
+    def step(self, experience: Experience, denominator: float) -> dict[str, float]:
+        """One optimizer step on this rank's rows."""
+        from rlhf.models.heads import values_of
+
+        algorithm = self.config.algorithm
+
+        def objective(engine: Any, micro: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+            values = values_of(engine(micro.tokens), micro.tokens)
+            return ppo.value_loss(values, micro.to(values.device), algorithm, denominator)
+
+        return self.learner.step(experience.split(self.config.critic.micro_rows), objective)
+
+    def save(self, folder: Path) -> None:
+        """Weights, optimizer and random state."""
+        self.learner.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`."""
+        self.learner.load(folder)
+
+    def export(self, folder: Path) -> None:
+        """A transformers directory with the head beside it."""
+        from rlhf.models.export import export_scalar
+
+        export_scalar(self.learner, self.model, folder)
+
+
+class CriticGroup(LearnerGroup):
+    """The critic as the loop sees it."""
+
+    def __init__(self, config: OnlineConfig, placement: Placement) -> None:
+        super().__init__("critic", CriticRank, config, placement, config.critic.micro_rows)
+
+    def values(self, tokens: TokenBatch) -> RayPending[Tensor]:
+        """[B, T]."""
+        return self.infer("values", tokens)

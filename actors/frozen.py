@@ -1,0 +1,110 @@
+"""Roles that never learn: the reference policy and the reward. Ray restarts and asks them again if they die."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actors.group import Group, Rank, shares
+from actors.pending import RayPending, wait
+from cluster.placement import Placement
+from rlhf.batch import Score, TokenBatch
+from rlhf.online_config import OnlineConfig
+from rlhf.roles import Rollout
+
+
+class ReferenceRank(Rank):
+    """A whole copy of the first policy; ranks share the rows, not the weights."""
+
+    def __init__(self, rank: int, world: int, threads: int, config: OnlineConfig) -> None:
+        super().__init__(rank, world, threads)
+        from rlhf.models.heads import PolicyModel
+        from rlhf.models.llava import load
+
+        self.config = config
+        self.model = PolicyModel(load(config.model, None)).eval()
+        if torch.cuda.is_available():
+            self.model.cuda()
+
+    def logprobs(self, tokens: TokenBatch) -> Tensor:
+        """[B, T] of these rows."""
+        width, temperature = tokens.input_ids.shape[1], self.config.sampling.temperature
+        parts = []
+        with torch.no_grad():
+            for micro in tokens.split(self.config.policy.micro_rows):
+                logprobs = self.model(micro.trimmed(), temperature)[0].cpu()
+                parts.append(torch.nn.functional.pad(logprobs, (0, width - logprobs.shape[1])))
+        return torch.cat(parts)
+
+
+class RewardRank(Rank):
+    """One copy of the reward."""
+
+    def __init__(self, rank: int, world: int, threads: int, config: OnlineConfig) -> None:
+        super().__init__(rank, world, threads)
+        from rlhf.rewards import build_reward
+
+        self.reward = build_reward(config.reward)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """One score per rollout."""
+        return self.reward.score(rollouts)
+
+
+class FrozenGroup(Group):
+    """Actors whose constructor is their whole state, so that Ray's own restart and retry lose nothing."""
+
+    def __init__(self, role: str, actor: type, config: OnlineConfig, placement: Placement) -> None:
+        restarts = config.run.max_restarts
+        super().__init__(
+            role,
+            actor,
+            getattr(config.roles, role),
+            placement,
+            arguments=(config,),
+            options={"max_restarts": restarts, "max_task_retries": restarts},
+        )
+        self.building = self.call("ping")
+
+    def wait_built(self) -> None:
+        """Wait until every actor has its model."""
+        wait(self.role, self.building)
+
+    def spread(self, verb: str, rows: int, select: Any, merge: Any) -> RayPending[Any]:
+        """`verb` on each actor's share of the rows."""
+        pieces = [piece for piece in shares(rows, self.config.ranks) if len(piece)]
+        refs = [
+            getattr(actor, verb).remote(select(piece)) for actor, piece in zip(self.actors, pieces, strict=False)
+        ]
+        return RayPending(self.role, refs, merge)
+
+
+class ReferenceGroup(FrozenGroup):
+    """The reference as the loop sees it."""
+
+    def __init__(self, config: OnlineConfig, placement: Placement) -> None:
+        super().__init__("reference", ReferenceRank, config, placement)
+
+    def logprobs(self, tokens: TokenBatch) -> RayPending[Tensor]:
+        """[B, T]."""
+        return self.spread("logprobs", len(tokens), tokens.select, torch.cat)
+
+
+class RewardGroup(FrozenGroup):
+    """The reward as the loop sees it."""
+
+    def __init__(self, config: OnlineConfig, placement: Placement) -> None:
+        super().__init__("reward", RewardRank, config, placement)
+
+    def score(self, rollouts: Sequence[Rollout]) -> RayPending[list[Score]]:
+        """One score per rollout, in order."""
+        return self.spread(
+            "score",
+            len(rollouts),
+            lambda piece: [rollouts[row] for row in piece],
+            lambda parts: list(chain.from_iterable(parts)),
+        )

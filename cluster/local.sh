@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# A local Ray head for this project: `local.sh start` prints its job address, `local.sh stop` ends only what it started.
+set -euo pipefail
+project=$(cd "$(dirname "$0")/.." && pwd)
+state="$project/runs/.ray"
+ray="$project/.venv/bin/ray"
+port=${SAFEVL_RAY_PORT:-6399}
+dashboard=${SAFEVL_DASHBOARD_PORT:-8299}
+export RAY_AUTH_MODE=token
+export RAY_DEDUP_LOGS=0
+
+alive() { [ -f "$state/pids" ] && for pid in $(cat "$state/pids"); do kill -0 "$pid" 2>/dev/null || return 1; done; }
+
+# Every process that the head started, found by its session folder: `ray stop` would end other projects' clusters too.
+members() { pgrep -f -- "$state/session" || true; }
+
+start() {
+    mkdir -p "$state"
+    if alive; then
+        echo "a Ray head of this project is running already" >&2
+        return
+    fi
+    [ -f "$HOME/.ray/auth_token" ] || "$ray" get-auth-token --generate > /dev/null
+    # Unix sockets have short names only, so the session lives in /tmp and the project keeps a link.
+    session=$(mktemp -d /tmp/safevl-ray-XXXXXX)
+    echo "$session" > "$state/session_folder"
+    if ! SAFEVL_HOME="$project" "$ray" start --head --port="$port" --dashboard-host=127.0.0.1 \
+        --dashboard-port="$dashboard" --num-cpus="${SAFEVL_CPUS:-$(nproc)}" --temp-dir="$session" \
+        --disable-usage-stats > "$state/start.log" 2>&1; then
+        cat "$state/start.log" >&2
+        echo "the Ray head did not start; is port $port or $dashboard in use? Set SAFEVL_RAY_PORT, SAFEVL_DASHBOARD_PORT" >&2
+        exit 1
+    fi
+    pgrep -f -- "$session" > "$state/pids"
+    touch "$state/ours"
+}
+
+stop() {
+    [ -f "$state/session_folder" ] || return 0
+    session=$(cat "$state/session_folder")
+    pids=$(pgrep -f -- "$session" || true)
+    [ -z "$pids" ] || kill $pids 2>/dev/null || true
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        pgrep -f -- "$session" > /dev/null || break
+        sleep 0.3
+    done
+    pkill -KILL -f -- "$session" 2>/dev/null || true
+    rm -rf "$session" "$state"
+}
+
+case "${1:-}" in
+    start) start; echo "http://127.0.0.1:$dashboard" ;;
+    stop) stop ;;
+    running) alive ;;
+    *) echo "usage: local.sh start|stop|running" >&2; exit 2 ;;
+esac

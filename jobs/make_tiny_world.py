@@ -1,0 +1,51 @@
+"""Write the embedded data set and the untrained tiny model: `python jobs/make_tiny_world.py --config ...`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.command_line import main
+from rlhf.config import Config, resolve
+from rlhf.data.synthetic import world_is_complete, write_world
+from rlhf.data.template import TEMPLATES, render
+from rlhf.models.tiny import BOS, EOS, TinyConfig, build
+
+
+class TinyWorldConfig(Config):
+    """The world and the model that lives in it."""
+
+    folder: str = "./runs/tiny/world"
+    """Where both are written."""
+    seed: int = 0
+    """Same seed, same bytes."""
+    template: str = "llava_hf"
+    """Prompt format that the tokenizer is trained on."""
+    model: TinyConfig = TinyConfig()
+
+
+def run(config: TinyWorldConfig) -> Path:
+    """Write what is missing; returns the folder."""
+    folder = Path(resolve(config.folder))
+    if not world_is_complete(folder, config.seed):
+        print(f"drawing the tiny world into {folder} ...", flush=True)
+        write_world(folder, config.seed)
+    model = folder / "untrained_model"
+    if not (model / "config.json").exists():
+        build(config.model, _corpus(folder, config.template), model, config.seed)
+    print(f"the tiny world and its untrained model are in {folder}", flush=True)
+    return folder
+
+
+def _corpus(folder: Path, template: str) -> Iterator[str]:
+    for name in ("pretrain.json", "sft.json"):
+        for row in json.loads((folder / name).read_text()):
+            values = [turn["value"].replace("<image>", "").strip() for turn in row["conversations"]]
+            turns = list(zip(values[::2], values[1::2], strict=True))
+            rendered = render(TEMPLATES[template], turns, has_image=True, eos=EOS, reserved=(BOS, EOS))
+            yield rendered.text
+
+
+if __name__ == "__main__":
+    main(TinyWorldConfig, run, __doc__ or "")

@@ -1,0 +1,66 @@
+"""Instruction tuning on conversations about images, on Ray Train: `python jobs/sft_safe_llava.py --config ...`.
+
+Pretraining (`jobs/pretrain_safe_llava.py`) is the same code with another configuration.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from jobs.command_line import main
+from rlhf.config import Config, resolve
+from rlhf.data.rejected import RejectedRows
+from rlhf.supervised import SupervisedConfig
+
+
+class ConversationDataConfig(Config):
+    """Conversations in LLaVA's JSON format."""
+
+    train: str
+    """JSON file."""
+    image_root: str
+    """Folder that the rows' image paths are relative to."""
+    max_rejected_share: float = Field(default=0.0, ge=0, le=1)
+    """Stop if more than this share of rows is unusable."""
+
+
+class ImitationConfig(SupervisedConfig):
+    """Pretraining or instruction tuning."""
+
+    data: ConversationDataConfig
+
+
+def build(config: ImitationConfig, rejected: RejectedRows) -> tuple[Any, Any]:
+    """Learner and task of one worker."""
+    from rlhf.data.llava_format import read_examples
+    from rlhf.data.processor import Processor
+    from rlhf.learner import Learner, deepspeed_dict, partition_while_loading
+    from rlhf.models.heads import PolicyModel
+    from rlhf.models.llava import load
+    from rlhf.tasks import ImitationTask
+
+    data = config.data
+    examples = read_examples(Path(resolve(data.train)), Path(resolve(data.image_root)), rejected=rejected)
+    processor = Processor.load(config.model)
+    partition = partition_while_loading(deepspeed_dict(config.deepspeed, config.optimizer, config.model.dtype))
+    model = PolicyModel(load(config.model, config.trainable, processor))
+    task = ImitationTask(model, processor, examples, rejected)
+    rejected.check(len(task) + rejected.count, data.max_rejected_share)
+    steps = config.total_steps(len(task))
+    learner = Learner(model, config.optimizer, config.deepspeed, config.model.dtype, steps)
+    del partition
+    return learner, task
+
+
+def run(config: ImitationConfig) -> dict[str, float]:
+    """Train, or say that it is done."""
+    from jobs.stage import run_stage
+
+    return run_stage(config, build)
+
+
+if __name__ == "__main__":
+    main(ImitationConfig, run, __doc__ or "")

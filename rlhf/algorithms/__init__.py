@@ -1,0 +1,1 @@
+"""Algorithms: one file each, configuration and objective together."""

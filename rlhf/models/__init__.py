@@ -1,0 +1,1 @@
+"""Models: loading, heads, names, export, and the tiny one."""
