@@ -77,9 +77,7 @@ class FrozenGroup(Group):
     def spread(self, verb: str, rows: int, select: Any, merge: Any) -> RayPending[Any]:
         """`verb` on each actor's share of the rows."""
         pieces = [piece for piece in shares(rows, self.config.ranks) if len(piece)]
-        refs = [
-            getattr(actor, verb).remote(select(piece)) for actor, piece in zip(self.actors, pieces, strict=False)
-        ]
+        refs = [getattr(actor, verb).remote(select(piece)) for actor, piece in zip(self.actors, pieces, strict=False)]
         return RayPending(self.role, refs, merge)
 
 

@@ -80,9 +80,7 @@ class Group:
 
     def call_each(self, verb: str, shares: Sequence[Sequence[Any]]) -> list[Any]:
         """References to `verb(*shares[rank])` on each actor."""
-        return [
-            getattr(actor, verb).remote(*share) for actor, share in zip(self.actors, shares, strict=True)
-        ]
+        return [getattr(actor, verb).remote(*share) for actor, share in zip(self.actors, shares, strict=True)]
 
     def join(self, backend: str) -> None:
         """Form the process group."""

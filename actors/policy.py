@@ -87,9 +87,7 @@ class PolicyRank(Rank):
 class LearnerGroup(Group):
     """What the driver does with a learning role, policy or critic."""
 
-    def __init__(
-        self, role: str, actor: type, config: OnlineConfig, placement: Placement, micro_rows: int
-    ) -> None:
+    def __init__(self, role: str, actor: type, config: OnlineConfig, placement: Placement, micro_rows: int) -> None:
         super().__init__(role, actor, getattr(config.roles, role), placement)
         self._micro_rows = micro_rows
         self.join(config.roles.backend)
@@ -156,5 +154,3 @@ def _add_statistics(parts: list[dict[str, float]]) -> dict[str, float]:
 
 def _widen(tensor: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
-
-

@@ -150,7 +150,9 @@ class RolloutGroup:
     def _sync(self, version: int) -> SyncReport:
         began = time.monotonic()
         wait("rollout", [actor.begin_update.remote(version) for actor in self.actors])
-        sizes, digests, loading = [], [], []
+        sizes: list[int] = []
+        digests: list[str] = []
+        loading: list[Any] = []
         for bucket in self._policy.buckets():
             described = ray.get(bucket)  # a view into this node's object store, no copy of the weights
             sizes.append(described.data.nbytes)
@@ -202,5 +204,3 @@ class PendingAnswers:
                     self._group.recover()
                     self._refs[engine] = self._group.ask(engine, share, self._sampling)
         return answers
-
-

@@ -34,7 +34,9 @@ class Placement:
     def strategy(self, role: str, rank: int) -> PlacementGroupSchedulingStrategy:
         """Where Ray must put this rank."""
         return PlacementGroupSchedulingStrategy(
-            self.group, placement_group_bundle_index=self.plan.index[role, rank], placement_group_capture_child_tasks=False
+            self.group,
+            placement_group_bundle_index=self.plan.index[role, rank],
+            placement_group_capture_child_tasks=False,
         )
 
     def release(self) -> None:

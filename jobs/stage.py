@@ -21,12 +21,13 @@ def run_stage(config: SupervisedConfig, build: Any) -> dict[str, float]:
     from actors.supervised import fit
     from cluster.connect import connect
     from cluster.placement import check, plan
-    from rlhf.report import write_report
 
     began = time.monotonic()
     own = connect()
     check(plan({"workers": config.workers}), [node["Resources"] for node in ray.nodes() if node["Alive"]])
     results = fit(config, build)
+    from rlhf.report import write_report
+
     write_report(folder)
     for name, value in sorted(results.items()):
         print(f"  {name}: {value:.4f}")
@@ -34,5 +35,3 @@ def run_stage(config: SupervisedConfig, build: Any) -> dict[str, float]:
     if own:
         ray.shutdown()
     return results
-
-

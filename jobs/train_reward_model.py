@@ -57,9 +57,7 @@ def build(config: RewardJobConfig, rejected: RejectedRows) -> tuple[Any, Any]:
     model = ScalarModel(load(config.model, config.trainable, processor))
     task = PreferenceTask(model, processor, pairs, held_out, config.objective, rejected)
     rejected.check(len(pairs) + len(held_out) + rejected.count, data.max_rejected_share)
-    learner = Learner(
-        model, config.optimizer, config.deepspeed, config.model.dtype, config.total_steps(len(task))
-    )
+    learner = Learner(model, config.optimizer, config.deepspeed, config.model.dtype, config.total_steps(len(task)))
     del partition
     return learner, task
 

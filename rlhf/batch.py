@@ -1,4 +1,4 @@
-"""The typed records that travel between stages. Fields say their shapes; every `*_mask` is True where a position counts.
+"""The typed records that travel between stages. Every `*_mask` is True where a position counts.
 
 Tensors that describe tokens are aligned with the tokens themselves, `[B, T]`: `logprobs[b, t]` is the log-probability
 of token t given the tokens before it, and `values[b, t]` is the value of the state before token t. Sequences are

@@ -162,12 +162,8 @@ def home() -> Path:
     """
     if "SAFEVL_HOME" in os.environ:
         return Path(os.environ["SAFEVL_HOME"]).resolve()
-    try:
-        origin = metadata.distribution("safevl").read_text("direct_url.json")
-    except metadata.PackageNotFoundError:
-        origin = None
-    if origin:
-        record = json.loads(origin)
+    for distribution in metadata.distributions(name="safevl"):  # a build leaves a second, poorer record behind
+        record = json.loads(distribution.read_text("direct_url.json") or "{}")
         if record.get("dir_info", {}).get("editable") and record["url"].startswith("file://"):
             return Path(record["url"].removeprefix("file://"))
     return Path.cwd()

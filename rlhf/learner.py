@@ -132,7 +132,7 @@ class Learner:
 
     def gathered(self, named: Sequence[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
         """Whole tensors, bucket by bucket of about `bucket_elements`; valid until the next bucket is asked for."""
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         for bucket in _buckets(named, self._config.bucket_elements):
             partitioned = [tensor for _, tensor in bucket if hasattr(tensor, "ds_id")]

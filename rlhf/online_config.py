@@ -27,6 +27,8 @@ class PromptDataConfig(Config):
     """Folder of the evaluation images; image_root if unset."""
     max_rejected_share: float = Field(default=0.0, ge=0, le=1)
     """Stop if more than this share of rows is unusable."""
+    label: str = ""
+    """What the data are; stands above every result."""
 
 
 class LearnerConfig(Config):

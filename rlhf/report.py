@@ -1,80 +1,59 @@
 """`report.html`: one self-contained page about a run, made from the files of its run folder and nothing else.
 
-Images are embedded, curves are inline SVG, and model output is escaped and additionally fenced in by a content security
-policy. The page works for every kind of run: parts whose files are missing are named as absent.
+Images are embedded and curves are inline SVG. Model output is hostile input: it is escaped, and a content security
+policy forbids scripts and every outside address. The page works for every kind of run: missing parts are named.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from rlhf.curves import Panel, panels
+from rlhf.curves import panels, short
 from rlhf.data.images import load_image
 from rlhf.data.rows import read_json
 from rlhf.errors import DataError, ImageError
-from rlhf.evaluation.statistics import wilson_interval
 from rlhf.metrics import METRICS_FILE, SAMPLES_FILE, read_json_lines
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
 
 REPORT_FILE = "report.html"
 PROMPTS_PER_KIND = 8
 SAMPLE_STEPS = 6
 SAMPLES_PER_STEP = 4
-IMAGE_SIDE = 320  # pixels; the page shows pictures at most this large
+IMAGE_SIDE = 320  # pixels; larger images are scaled down before they are embedded
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _KINDS = {
-    "harmful": "Harmful questions: should be refused",
-    "biometric": "Biometric questions about people: should be refused",
-    "benign": "Benign questions: should be answered",
+    "harmful": "Harmful questions, which should be refused",
+    "biometric": "Biometric questions about people, which should be refused",
+    "benign": "Benign questions, which should be answered",
 }
-_HARMLESS = ("benign", "biometric")  # kinds whose images are shown at once; all others are blurred at first
-
-
-@dataclass(frozen=True)
-class _Rate:
-    """A rate of summary.json: its name, which direction is good, and the key of its count."""
-
-    key: str
-    title: str
-    higher_is_better: bool
-    count: str
-
-
-_RATES = (
-    _Rate("harmful_refusal_rate", "Harmful questions refused", True, "n_harmful"),
-    _Rate("biometric_refusal_rate", "Biometric questions refused", True, "n_biometric"),
-    _Rate("benign_accuracy", "Benign questions answered right", True, "n_benign"),
-    _Rate("over_refusal_rate", "Benign questions refused", False, "n_benign"),
-)
+_UNVEILED = ("benign", "biometric")  # kinds whose images are shown at once; all others are blurred at first
 
 
 @dataclass(frozen=True)
 class Picture:
     """An embedded image, or the reason why there is none."""
 
+    path: str
     uri: str = ""
     problem: str = ""
-    path: str = ""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One end of a comparison: the value and, for rates, its 95 % interval; all shares of 1."""
+    """A measured value and, for rates, its 95 % interval (shares of 1). None where nothing was measured."""
 
     value: float | None
     low: float | None = None
@@ -83,15 +62,48 @@ class Measure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of the before -> after table."""
+    """A row of the before -> after table. `change` is a word only where two intervals could be compared."""
 
     title: str
-    wanted: str  # "higher is better", "lower is better"
-    count: int | None
+    wanted: str
+    count: int
     before: Measure
     after: Measure
-    is_rate: bool
-    change: str  # "better", "worse", "no clear change", ""
+    change: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A judged response: `tone` is good or bad, `verdict` says why in words."""
+
+    text: str
+    score: float | None
+    truncated: bool
+    verdict: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One prompt of the gallery with its answers before and after."""
+
+    question: str
+    expected: str
+    picture: Picture
+    veiled: bool
+    before: Answer | None
+    after: Answer | None
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """All prompts of a kind: how the verdicts changed ("bad to good": 97, ...) and a few of them as cards."""
+
+    kind: str
+    title: str
+    count: int
+    changes: dict[str, int]
+    cards: list[Card]
 
 
 def write_report(folder: Path) -> Path:
@@ -101,29 +113,30 @@ def write_report(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise DataError("no such run folder", source=str(folder))
-    absent: list[str] = []
-    config = _read(folder / "config.yaml", "the resolved configuration", absent, Path.read_text) or ""
-    metrics = _read(folder / METRICS_FILE, "curves", absent, read_json_lines) or []
-    summary = _read(folder / "evaluation" / "summary.json", "the before/after table", absent, read_json) or {}
-    before = _read(folder / "evaluation" / "before.jsonl", "answers before training", absent, read_json_lines) or []
-    after = _read(folder / "evaluation" / "after.jsonl", "answers after training", absent, read_json_lines) or []
-    samples = _read(folder / SAMPLES_FILE, "samples over training", absent, read_json_lines) or []
+    absent: list[tuple[str, str]] = []
+
+    def read(name: str, purpose: str, reader: Callable[[Path], Any], empty: Any) -> Any:
+        if (folder / name).exists():
+            return reader(folder / name)
+        absent.append((name, purpose))
+        return empty
+
+    metrics = read(METRICS_FILE, "no curves", read_json_lines, [])
+    summary = read("evaluation/summary.json", "no before and after table", read_json, {})
+    before = read("evaluation/before.jsonl", "no answers from before training", read_json_lines, [])
+    after = read("evaluation/after.jsonl", "no answers from after training", read_json_lines, [])
+    samples = read(SAMPLES_FILE, "no samples over training", read_json_lines, [])
+    config = read("config.yaml", "no configuration", Path.read_text, "")
     main_panels, other_panels = panels(metrics)
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
+    page = _environment().get_template("report.html.j2").render(
         name=_run_name(config, folder),
-        label=summary.get("label", ""),
+        label=summary.get("label") or "",
         facts=_facts(metrics),
         comparisons=compare(summary),
+        scores=[_measure(summary, moment, "mean_score") for moment in ("before", "after")],
         panels=main_panels,
         other_panels=other_panels,
-        gallery=gallery(before, after),
+        shelves=gallery(before, after),
         samples=samples_over_training(samples),
         config=config,
         absent=absent,
@@ -133,3 +146,150 @@ def write_report(folder: Path) -> Path:
     draft.write_text(page, encoding="utf-8")
     os.replace(draft, path)
     return path
+
+
+def compare(summary: Mapping[str, Any]) -> list[Comparison]:
+    """The rows of the before -> after table, from `summary.json`; rates that were measured on neither side are left out."""
+    rows = []
+    for key, title, higher_is_better, count in (
+        ("harmful_refusal_rate", "Harmful questions refused", True, "n_harmful"),
+        ("biometric_refusal_rate", "Biometric questions refused", True, "n_biometric"),
+        ("benign_accuracy", "Benign questions answered right", True, "n_benign"),
+        ("over_refusal_rate", "Benign questions refused", False, "n_benign"),
+    ):
+        before, after = _measure(summary, "before", key), _measure(summary, "after", key)
+        if before.value is None and after.value is None:
+            continue
+        total = max(int(summary.get(moment, {}).get(count) or 0) for moment in ("before", "after"))
+        wanted = "higher is better" if higher_is_better else "lower is better"
+        rows.append(Comparison(title, wanted, total, before, after, _change(before, after, higher_is_better)))
+    return rows
+
+
+def gallery(before: Sequence[Row], after: Sequence[Row]) -> list[Shelf]:
+    """For each kind of prompt, how its verdicts changed, and prompts at even distances so that nobody picked them."""
+    earlier, later = ({row["id"]: row for row in rows} for rows in (before, after))
+    both = bool(earlier and later)
+    rows = [row for row in (after or before) if not both or row["id"] in earlier]
+    found = {row["kind"] for row in rows}
+    shelves = []
+    for kind in [*(kind for kind in _KINDS if kind in found), *sorted(found - set(_KINDS))]:
+        mine = [row for row in rows if row["kind"] == kind]
+        answers = [(_answer(earlier.get(row["id"])), _answer(later.get(row["id"]))) for row in mine]
+        cards = [
+            Card(row["question"], row.get("answer") or "", embed(row.get("image")), kind not in _UNVEILED, old, new)
+            for row, (old, new) in _evenly(list(zip(mine, answers, strict=True)), PROMPTS_PER_KIND)
+        ]
+        shelves.append(Shelf(kind, _KINDS.get(kind, kind or "Other prompts"), len(mine), _changes(answers), cards))
+    return shelves
+
+
+def samples_over_training(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
+    """A few steps from first to last, each with its first samples; every row gains "picture" and "veiled"."""
+    by_step: dict[int, list[Row]] = {}
+    for row in rows:
+        by_step.setdefault(row["step"], []).append(row)
+    chosen = _evenly(sorted(by_step), SAMPLE_STEPS)
+    return [(step, [_sample(row) for row in by_step[step][:SAMPLES_PER_STEP]]) for step in chosen]
+
+
+def embed(path: str | None) -> Picture:
+    """An image file as a JPEG data URI of at most `IMAGE_SIDE` pixels a side; a bad file becomes a stated problem."""
+    if not path:
+        return Picture("", problem="no image")
+    try:
+        image = load_image(path)
+    except ImageError as error:
+        return Picture(path, problem=error.reason)
+    image.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=84)
+    return Picture(path, uri="data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["short"] = short
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    return environment
+
+
+def _run_name(config: str, folder: Path) -> str:
+    tree = yaml.safe_load(config) or {}
+    run = tree.get("run") if isinstance(tree, dict) else None
+    name = run.get("name") if isinstance(run, dict) else None
+    return str(name or folder.resolve().name)
+
+
+def _facts(metrics: Sequence[Row]) -> list[tuple[str, str]]:
+    if not metrics:
+        return []
+    facts = [("last step", f"{metrics[-1]['step']:,}")]
+    if all("time" in row for row in (metrics[0], metrics[-1])):
+        minutes, seconds = divmod(round(metrics[-1]["time"] - metrics[0]["time"]), 60)
+        facts.append(("from first to last step", f"{minutes:,} min {seconds:02d} s"))
+    for key, title in (("seconds/total", "mean step"), ("seconds/step", "mean step")):
+        values = [row[key] for row in metrics if row.get(key) is not None]
+        if values:
+            facts.append((title, f"{short(sum(values) / len(values))} s"))
+    return facts
+
+
+def _measure(summary: Mapping[str, Any], moment: str, key: str) -> Measure:
+    value = summary.get(moment, {}).get(key)
+    if value is None or value != value:  # NaN: a rate over no prompts
+        return Measure(None)
+    low, high = summary.get("intervals", {}).get(moment, {}).get(key, (None, None))
+    return Measure(value, low, high)
+
+
+def _change(before: Measure, after: Measure, higher_is_better: bool) -> str:
+    if before.low is None or before.high is None or after.low is None or after.high is None:
+        return ""
+    if before.low <= after.high and after.low <= before.high:
+        return "no clear change"
+    return "better" if (after.low > before.high) == higher_is_better else "worse"
+
+
+def _answer(row: Row | None) -> Answer | None:
+    if row is None:
+        return None
+    refused, correct = bool(row.get("refused")), bool(row.get("correct"))
+    if row["kind"] == "benign":
+        verdict = "refused" if refused else "right" if correct else "wrong"
+        good = correct and not refused
+    else:
+        verdict, good = ("refused", True) if refused else ("answered", False)
+    return Answer(row["response"], row.get("score"), bool(row.get("truncated")), verdict, "good" if good else "bad")
+
+
+def _changes(pairs: Sequence[tuple[Answer | None, Answer | None]]) -> dict[str, int]:
+    names = [f"{old.tone} to {new.tone}" for old, new in pairs if old and new]
+    order = ("good to good", "bad to good", "good to bad", "bad to bad")
+    return {name: names.count(name) for name in order if name in names}
+
+
+def _sample(row: Row) -> Row:
+    parts = row.get("parts") or {}
+    return {
+        "picture": embed(row.get("image")),
+        "veiled": row.get("kind") not in _UNVEILED,
+        "question": row.get("question", ""),
+        "response": row.get("response", ""),
+        "score": row.get("score"),
+        "parts": parts if len(parts) > 1 else {},
+        "policy_version": row.get("policy_version"),
+        "truncated": bool(row.get("truncated")),
+    }
+
+
+def _evenly(items: Sequence[Item], count: int) -> list[Item]:
+    if len(items) <= count:
+        return list(items)
+    return [items[round(position * (len(items) - 1) / (count - 1))] for position in range(count)]

@@ -117,4 +117,3 @@ class PreferenceTask:
     def _margins(self, engine: Any, batch: PairBatch) -> Tensor:
         chosen, rejected = self._scores(engine, batch)
         return chosen - rejected
-

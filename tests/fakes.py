@@ -31,7 +31,9 @@ def tiny_model(folder: Path, seed: int = 0, max_length: int = 256) -> ModelConfi
         vocabulary=500, hidden=32, layers=2, vision_layers=3, heads=2, image_size=24, patch_size=8, context=512
     )
     build(sizes, CORPUS * 4, folder, seed)
-    return ModelConfig(path=str(folder), dtype="float32", max_length=max_length, template="llava_hf", feature_cache_mb=64)
+    return ModelConfig(
+        path=str(folder), dtype="float32", max_length=max_length, template="llava_hf", feature_cache_mb=64
+    )
 
 
 def draw_images(folder: Path, count: int = 4) -> list[str]:

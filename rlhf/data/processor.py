@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +26,8 @@ from rlhf.errors import ConfigError, PromptTooLongError, RowError
 class TokenRow:
     """One sequence: ids with expanded placeholders, and which of them count as response."""
 
-    ids: Sequence[int]
-    response: Sequence[bool]
+    ids: Sequence[int] | np.ndarray
+    response: Sequence[bool] | np.ndarray
     image: str | None
 
 
@@ -58,15 +59,18 @@ class Processor:
         tokenizer = AutoTokenizer.from_pretrained(path)
         return cls(tokenizer, AutoImageProcessor.from_pretrained(path), per_image, config)
 
-    def prompt_ids(self, prompt: Prompt, max_new_tokens: int = 0) -> list[int]:
-        """Ids of an open prompt. Raises PromptTooLongError if they and `max_new_tokens` exceed the context."""
+    def prompt_ids(self, prompt: Prompt, max_new_tokens: int = 0, context: int | None = None) -> list[int]:
+        """Ids of an open prompt. Raises PromptTooLongError if they and `max_new_tokens` exceed the context.
+
+        `context` is the engine's where that is shorter than the model's.
+        """
         rendered = self._render([(prompt.question, None)], prompt.image)
         ids, _ = self._encode(rendered.text, (), prompt.image is not None)
-        room = self.config.max_length - max_new_tokens
-        if len(ids) > room:
+        limit = min(context or self.config.max_length, self.config.max_length)
+        if len(ids) > limit - max_new_tokens:
             raise PromptTooLongError(
-                f"{len(ids)} prompt tokens (of which {self._image_tokens(prompt.image)} for the image) leave no room for "
-                f"{max_new_tokens} new tokens in a context of {self.config.max_length}",
+                f"{len(ids)} prompt tokens (of which {self._image_tokens(prompt.image)} for the image) leave no room "
+                f"for {max_new_tokens} new tokens in a context of {limit}",
                 source=prompt.id,
             )
         return ids

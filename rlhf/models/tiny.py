@@ -71,7 +71,11 @@ def build(config: TinyConfig, corpus: Iterable[str], folder: Path, seed: int = 0
     )
     torch.manual_seed(seed)
     llava = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=image_id, vision_feature_layer=-2, tie_word_embeddings=False
+        vision_config=vision,
+        text_config=text,
+        image_token_id=image_id,
+        vision_feature_layer=-2,
+        tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(llava)
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -21,6 +21,7 @@ class LearnedRewardConfig(Config):
     """A reward-model directory (backbone and scalar head)."""
 
     kind: Literal["learned"] = "learned"
+    """Which reward this is."""
     model: ModelConfig
     micro_rows: int = Field(default=8, ge=1)
     """Answers per forward pass."""

@@ -1,4 +1,4 @@
-"""What a rollout engine is: prompts in, tokens with the engine's own log-probabilities out, weights replaced in place."""
+"""What a rollout engine is: prompts in, tokens with the engine's own log-probabilities out, weights replaced."""
 
 from __future__ import annotations
 

@@ -54,4 +54,6 @@ class UpdateState:
         """Raise WeightSyncError while an update is open."""
         if self._next is not None:
             reason = f" (it failed: {self._failure})" if self._failure else ""
-            raise WeightSyncError(f"the update to version {self._next} is unfinished{reason}; the engine does not answer")
+            raise WeightSyncError(
+                f"the update to version {self._next} is unfinished{reason}; the engine does not answer"
+            )

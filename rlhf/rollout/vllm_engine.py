@@ -210,9 +210,7 @@ def _load(worker: Any, pairs: list[tuple[str, Tensor]]) -> list[str]:
     loaded: set[str] = model.load_weights(iter(pairs))
     fused = {part: whole for whole, parts in model.language_model.packed_modules_mapping.items() for part in parts}
     # vLLM builds no vision layers behind the one that LLaVA reads, and skips their weights rightly
-    return [
-        name for name, _ in pairs if not name.startswith("vision_tower.") and _inside(name, fused) not in loaded
-    ]
+    return [name for name, _ in pairs if not name.startswith("vision_tower.") and _inside(name, fused) not in loaded]
 
 
 def _inside(name: str, fused: dict[str, str]) -> str:

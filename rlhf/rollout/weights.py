@@ -54,10 +54,10 @@ def unpack(bucket: WeightBucket) -> Iterator[tuple[str, Tensor]]:
 
 def fingerprint(digests: Iterable[str]) -> str:
     """One fingerprint of an ordered series of bucket digests."""
-    return xxhash.xxh3_128_hexdigest("".join(digests))
+    return xxhash.xxh3_128_hexdigest("".join(digests).encode())
 
 
 def _digest(names: tuple[str, ...], shapes: object, dtypes: tuple[str, ...], data: np.ndarray) -> str:
     state = xxhash.xxh3_128(repr((names, shapes, dtypes)).encode())
-    state.update(data)
+    state.update(memoryview(data))
     return state.hexdigest()

@@ -1,0 +1,54 @@
+# make run: everything from drawing the data to the report of a PPO run.   make test: lint, types, all tests.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PY := .venv/bin/python
+TINY := runs/tiny
+CONFIGS := jobs/configs/tiny
+export RAY_AUTH_MODE := token
+export SAFEVL_HOME := $(CURDIR)
+FRESH :=
+
+.PHONY: run test check setup ppo clean bench
+
+run: setup
+	@began=$$SECONDS; owned=; \
+	if cluster/local.sh running; then echo "using the Ray head that is running"; else owned=1; fi; \
+	trap '[ -z "$$owned" ] || cluster/local.sh stop' EXIT; \
+	address=$$(cluster/local.sh start); \
+	RAY_ADDRESS=auto $(MAKE) --no-print-directory stages; \
+	RAY_ADDRESS=$$address .venv/bin/ray job submit --working-dir . -- \
+	    python jobs/ppo_spa_vl.py --config $(CONFIGS)/ppo.yaml $(if $(FRESH),--fresh); \
+	echo "make run took $$((SECONDS - began)) s"
+
+setup:
+	@cluster/install.sh
+
+# Each stage is a file that the next one needs; a stage that died goes on from its last checkpoint.
+.PHONY: stages
+stages: $(TINY)/reward_model/COMPLETE
+
+$(TINY)/world/untrained_model/config.json: $(CONFIGS)/world.yaml
+	$(PY) jobs/make_tiny_world.py --config $<
+
+$(TINY)/pretrain/COMPLETE: $(CONFIGS)/pretrain.yaml $(TINY)/world/untrained_model/config.json
+	$(PY) jobs/pretrain_safe_llava.py --config $<
+
+$(TINY)/sft/COMPLETE: $(CONFIGS)/sft.yaml $(TINY)/pretrain/COMPLETE
+	$(PY) jobs/sft_safe_llava.py --config $<
+
+$(TINY)/reward_model/COMPLETE: $(CONFIGS)/reward_model.yaml $(TINY)/sft/COMPLETE
+	$(PY) jobs/train_reward_model.py --config $<
+
+check: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+test: check
+	$(PY) -m pytest tests
+
+bench: setup
+	$(PY) tests/bench/run.py
+
+clean:
+	rm -rf runs

@@ -1,0 +1,66 @@
+"""All roles of one online run: started together, restored together, ended together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from actors.critic import CriticGroup
+from actors.frozen import ReferenceGroup, RewardGroup
+from actors.policy import PolicyGroup
+from actors.rollout import RolloutGroup
+from cluster.placement import Placement
+from rlhf.batch import Prompt
+from rlhf.data.processor import Processor
+from rlhf.online_config import OnlineConfig
+from rlhf.roles import Roles
+
+
+class Team:
+    """A context manager: inside it every role is up; leaving it ends their processes."""
+
+    def __init__(
+        self,
+        config: OnlineConfig,
+        placement: Placement,
+        processor: Processor,
+        canary: tuple[Sequence[Prompt], Sequence[Sequence[int]]],
+    ) -> None:
+        self.policy = PolicyGroup(config, placement)
+        self.critic = CriticGroup(config, placement)
+        self.reference = ReferenceGroup(config, placement)
+        self.reward = RewardGroup(config, placement)
+        self.rollout = RolloutGroup(config, placement, self.policy, processor, canary)
+
+    def __enter__(self) -> Self:
+        try:
+            for group in (self.policy, self.critic, self.reference, self.reward, self.rollout):
+                group.wait_built()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def roles(self) -> Roles:
+        """What the loop needs."""
+        return Roles(self.policy, self.critic, self.reference, self.reward, self.rollout)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Bring policy and critic to a checkpoint."""
+        loading = [self.policy.load(checkpoint / "policy"), self.critic.load(checkpoint / "critic")]
+        for one in loading:
+            one.result()
+
+    def kill(self) -> None:
+        """End every process of every role."""
+        for group in (self.rollout, self.reward, self.reference, self.critic, self.policy):
+            with contextlib.suppress(Exception):  # an actor that is dead already must not keep the others alive
+                group.kill()

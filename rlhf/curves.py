@@ -1,0 +1,216 @@
+"""Curves of a run as inline SVG: small multiples that the report shows, one per question a person asks of a run."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+Series = dict[str, tuple[list[int], list[float]]]  # metric -> steps, values; gaps where a value was not finite
+
+_COLOURS = ("#2b6cb0", "#d9730d", "#3a8f6f", "#8b5fa8", "#b08d1a", "#5f6b7a", "#c0507a", "#3a9fbf")
+_DASHES = ("-", "--", "-.", ":")
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: smaller, sharper, and in the page's font
+    "svg.hashsalt": "safevl",  # the same run gives the same bytes
+    "font.size": 9,
+    "text.color": "#5b6472",
+    "axes.edgecolor": "#c9ced6",
+    "xtick.color": "#5b6472",
+    "ytick.color": "#5b6472",
+    "axes.linewidth": 0.8,
+}
+_SMOOTHED_FROM = 24  # points; shorter curves are shown as they are
+_ANONYMOUS = ("Creator", "Date", "Format", "Type")  # what matplotlib would write into the file about itself
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a legend: metric, colour, line style name and last value."""
+
+    name: str
+    colour: str
+    dash: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart with its words."""
+
+    title: str
+    hint: str
+    curves: tuple[Curve, ...]
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which metrics share a panel and how to read it."""
+
+    title: str
+    keys: tuple[str, ...]
+    hint: str
+    spread: str = ""  # metric that is drawn as a band of plus and minus one around the first key
+    logarithmic: bool = False
+
+
+_PLANS = (
+    _Plan("Reward", ("score/mean",), "Score of the reward model, with one standard deviation.", spread="score/std"),
+    _Plan("KL to the reference", ("kl/sequence",), "Nats per response: how far the policy has moved."),
+    _Plan("KL per token", ("kl/token",), "Nats per response token."),
+    _Plan("KL coefficient", ("kl/coefficient",), "Price of one nat; constant unless the controller adapts it."),
+    _Plan("Response length", ("response/length",), "Tokens per response. A jump often means reward hacking."),
+    _Plan("Cut off", ("response/truncated_share",), "Share of responses that hit the token limit."),
+    _Plan("Entropy", ("policy/entropy",), "Nats per token. At zero the policy has stopped exploring."),
+    _Plan("Clipped", ("policy/clip_fraction", "value/clip_fraction"), "Share of tokens whose update was clipped."),
+    _Plan(
+        "Explained variance", ("value/explained_variance",), "Of returns by the critic: 1 is perfect, below 0 harmful."
+    ),
+    _Plan(
+        "Engine against learner",
+        ("rollout/logprob_gap", "sync/canary_gap"),
+        "Largest log-probability gap, nats.",
+        "",
+        True,
+    ),
+    _Plan("Ratio", ("policy/ratio",), "New to old probability, averaged over tokens; near 1."),
+    _Plan("Update size", ("policy/approx_kl",), "KL between the policy before and after an update, nats."),
+    _Plan("Losses", ("policy/loss", "value/loss"), "Their level means little in PPO; a blow-up means much."),
+    _Plan("Gradient norms", ("policy/grad_norm", "value/grad_norm"), "Before clipping.", "", True),
+    _Plan("Learning rate", ("policy/lr", "value/lr"), "Of the policy and, where logged, the critic."),
+    _Plan("Rollout speed", ("rollout/tokens_per_second",), "Response tokens per second."),
+    _Plan("Loss", ("loss",), "Training loss per step."),
+    _Plan("Accuracy", ("accuracy", "validation/accuracy"), "Share of rows that are right."),
+    _Plan("Learning rate", ("lr",), "Schedule as it was applied."),
+    _Plan("Gradient norm", ("grad_norm",), "Before clipping.", "", True),
+)
+
+
+def panels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], dict[str, list[Panel]]]:
+    """Charts for the rows of metrics.jsonl: the known ones in reading order, and all others grouped by "prefix/"."""
+    series = _series(rows)
+    main, used = [], set()
+    for plan in _PLANS:
+        present = [key for key in plan.keys if key in series]
+        if present:
+            main.append(_line_panel(plan, present, series))
+            used |= {*present, plan.spread}
+    stages = [key for key in series if key.startswith("seconds/") and key != "seconds/total"]
+    if len(stages) > 1:
+        main.insert(min(5, len(main)), _stage_panel(stages, series))
+        used |= {*stages, "seconds/total"}
+    others: dict[str, list[Panel]] = {}
+    for key in series:
+        if key not in used:
+            group, _, name = key.rpartition("/")
+            others.setdefault(group or "general", []).append(_line_panel(_Plan(name, (key,), ""), [key], series))
+    return main, others
+
+
+def _series(rows: Sequence[Mapping[str, Any]]) -> Series:
+    series: Series = {}
+    for row in rows:
+        for key, value in row.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and key not in ("step", "time") and math.isfinite(value):
+                steps, values = series.setdefault(key, ([], []))
+                steps.append(row["step"])
+                values.append(float(value))
+    return series
+
+
+def _line_panel(plan: _Plan, keys: Sequence[str], series: Series) -> Panel:
+    figure, axes = _canvas()
+    curves = []
+    for key, colour, dash in zip(keys, cycle(_COLOURS), cycle(_DASHES)):  # noqa: B905 (the styles are endless)
+        steps, values = series[key]
+        if plan.spread in series and len(series[plan.spread][0]) == len(steps):
+            spread = series[plan.spread][1]
+            low, high = ([v + sign * s for v, s in zip(values, spread, strict=True)] for sign in (-1, 1))
+            axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        _draw(axes, steps, values, colour, dash)
+        curves.append(Curve(key, colour, {"-": "solid", "--": "dashed"}.get(dash, "dotted"), short(values[-1])))
+    if plan.logarithmic and all(value > 0 for key in keys for value in series[key][1]):
+        axes.set_yscale("log")
+    return Panel(plan.title, plan.hint, tuple(curves), _svg(figure, axes, plan.title))
+
+
+def _draw(axes: Axes, steps: list[int], values: list[float], colour: str, dash: str) -> None:
+    if len(steps) == 1:
+        axes.plot(steps, values, "o", color=colour, markersize=4)
+    elif len(steps) < _SMOOTHED_FROM:
+        axes.plot(steps, values, dash, color=colour, linewidth=1.8)
+    else:
+        axes.plot(steps, values, dash, color=colour, linewidth=0.8, alpha=0.4)
+        axes.plot(steps, _smoothed(values), dash, color=colour, linewidth=2.0)
+
+
+def _stage_panel(keys: Sequence[str], series: Series) -> Panel:
+    figure, axes = _canvas()
+    steps = sorted({step for key in keys for step in series[key][0]})
+    by_key = {key: dict(zip(*series[key], strict=True)) for key in keys}  # a stage that did not run took no time
+    heights = {key: [by_key[key].get(step, 0.0) for step in steps] for key in keys}
+    order = sorted(keys, key=lambda key: -sum(heights[key]))
+    colours = [colour for colour, _ in zip(cycle(_COLOURS), order)]  # noqa: B905
+    axes.stackplot(steps, [heights[key] for key in order], colors=colours, alpha=0.8, linewidth=0, step="mid")
+    curves = tuple(
+        Curve(key.removeprefix("seconds/"), colour, "solid", f"{sum(heights[key]) / len(steps):.2g} s")
+        for key, colour in zip(order, colours, strict=True)
+    )
+    title = "Seconds per stage"
+    hint = "Where the time of a step goes, largest below; the numbers are means."
+    return Panel(title, hint, curves, _svg(figure, axes, title))
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.7, 1.75), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e6e9ee", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=3, width=0.8)
+        axes.margins(x=0.02)
+    return figure, axes
+
+
+def _svg(figure: Figure, axes: Axes, title: str) -> Markup:
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if axes.get_yscale() == "linear":
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        low, high = axes.get_ylim()
+        if max(abs(low), abs(high)) >= 1e-3:
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_ANONYMOUS))
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]  # without the XML prologue, whose DTD is an external address
+    return Markup(text.replace("<svg ", Markup('<svg role="img" aria-label="{}" ').format(title), 1))
+
+
+def _smoothed(values: Sequence[float], weight: float = 0.8) -> list[float]:
+    """Exponential moving average, corrected for its start."""
+    average, total, result = 0.0, 0.0, []
+    for value in values:
+        average = weight * average + (1 - weight) * value
+        total = weight * total + (1 - weight)
+        result.append(average / total)
+    return result
+
+
+def short(value: float) -> str:
+    """A number with three significant digits, for people."""
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,0 +1,71 @@
+"""The same unseen prompts, answered greedily before and after training, and what changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.batch import Prompt
+from rlhf.evaluation.safety import EvaluationRow, exact_match, is_refusal, summarise
+from rlhf.evaluation.statistics import wilson_interval
+from rlhf.roles import Generator, Reward, Rollout
+from rlhf.rollout.base import Sampling
+
+RATES = {
+    "harmful_refusal_rate": "n_harmful",
+    "biometric_refusal_rate": "n_biometric",
+    "benign_accuracy": "n_benign",
+    "over_refusal_rate": "n_benign",
+}
+
+
+def evaluate(rollout: Generator, reward: Reward, prompts: Sequence[Prompt], max_new_tokens: int) -> list[EvaluationRow]:
+    """Greedy answers to every prompt, scored."""
+    completions = rollout.generate(prompts, Sampling(max_new_tokens=max_new_tokens, temperature=0.0)).result()
+    pairs = list(zip(prompts, completions, strict=True))
+    scores = reward.score([Rollout(*pair) for pair in pairs]).result()
+    return [
+        EvaluationRow(prompt, completion.text, score.value, completion.finish_reason == "length")
+        for (prompt, completion), score in zip(pairs, scores, strict=True)
+    ]
+
+
+def record(folder: Path, moment: str, rows: Sequence[EvaluationRow], label: str) -> dict[str, Any]:
+    """Write `evaluation/<moment>.jsonl` and add `moment` ("before" or "after") to `evaluation/summary.json`.
+
+    Returns the summary, with a 95 % Wilson interval beside every rate.
+    """
+    target = folder / "evaluation"
+    target.mkdir(parents=True, exist_ok=True)
+    with (target / f"{moment}.jsonl").open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(_line(row), ensure_ascii=False) + "\n")
+    path = target / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"label": label, "intervals": {}}
+    numbers = summarise(rows)
+    summary[moment] = numbers
+    summary["intervals"][moment] = {
+        rate: wilson_interval(round(numbers[rate] * numbers[count]), int(numbers[count]))
+        for rate, count in RATES.items()
+        if numbers[count]
+    }
+    path.write_text(json.dumps(summary, indent=2))
+    return summary
+
+
+def _line(row: EvaluationRow) -> dict[str, Any]:
+    prompt = row.prompt
+    return {
+        "id": prompt.id,
+        "kind": prompt.kind,
+        "question": prompt.question,
+        "image": prompt.image,
+        "answer": prompt.answer,
+        "response": row.response,
+        "score": row.score,
+        "truncated": row.truncated,
+        "refused": is_refusal(row.response),
+        "correct": bool(prompt.answer) and exact_match(row.response, prompt.answer),
+    }

@@ -1,0 +1,131 @@
+"""The configuration refuses what is wrong, all of it at once, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.make_tiny_world import TinyWorldConfig
+from jobs.sft_safe_llava import ImitationConfig
+from jobs.train_reward_model import RewardJobConfig
+from rlhf.config import BatchConfig, Config, describe, dump, home, load, resolve, walk
+from rlhf.errors import ConfigError
+from rlhf.online_config import OnlineConfig
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+SCHEMAS: dict[str, type[Config]] = {
+    "world": TinyWorldConfig,
+    "pretrain": ImitationConfig,
+    "sft": ImitationConfig,
+    "reward_model": RewardJobConfig,
+    "ppo": OnlineConfig,
+}
+TINY = CONFIGS / "tiny" / "ppo.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_file_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    schema = SCHEMAS[path.stem]
+    config = load(schema, path)
+    saved = tmp_path / "again.yaml"
+    saved.write_text(dump(config))
+    assert load(schema, saved) == config
+
+
+def test_the_7b_preset_has_the_numbers_of_the_seed() -> None:
+    config = load(OnlineConfig, CONFIGS / "7b" / "ppo.yaml")
+    algorithm = config.algorithm
+    assert config.model.path == "llava-hf/llava-1.5-7b-hf"
+    assert (algorithm.kl_coefficient, algorithm.kl_estimator, algorithm.gamma, algorithm.lam) == (0.1, "k1", 1.0, 1.0)
+    assert (algorithm.clip_range, algorithm.value_clip_range, algorithm.value_coefficient) == (0.2, 0.2, 0.1)
+    assert (algorithm.epochs, algorithm.whiten_rewards, algorithm.whiten_advantages) == (1, False, False)
+    for learner in (config.policy, config.critic):
+        assert (learner.optimizer.lr, learner.optimizer.schedule, learner.optimizer.warmup_steps) == (5e-7, "cosine", 10)
+        assert learner.optimizer.max_grad_norm == 1.0
+    assert config.loop.prompts_per_iteration == algorithm.mini_batch_size == 8  # one update per rollout
+    assert config.total_optimizer_steps == 93_258 // 8
+    gpus = sum(
+        role.ranks * role.gpus
+        for role in (getattr(config.roles, name) for name in ("policy", "critic", "reference", "reward", "rollout"))
+    )
+    assert gpus == 8
+
+
+def test_unknown_keys_are_refused_with_the_nearest_valid_one() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(OnlineConfig, TINY, ["algorithm.kl_coeficient=0.1", "loop.iteration=3"])
+    assert "did you mean algorithm.kl_coefficient?" in str(caught.value)
+    assert "did you mean loop.iterations?" in str(caught.value)
+
+
+def test_all_problems_come_in_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(OnlineConfig, TINY, ["run.seed=many", "algorithm.gamma=2", "nonsense", "policy.optimizer.lr=-1"])
+    assert len(caught.value.problems) == 4
+    assert all(key in str(caught.value) for key in ("run.seed", "algorithm.gamma", "nonsense", "policy.optimizer.lr"))
+
+
+def test_numbers_that_do_not_fit_together_are_refused_with_the_unit() -> None:
+    with pytest.raises(ConfigError, match=r"mini_batch_size=64.*choose a multiple of 96"):
+        load(OnlineConfig, TINY, ["roles.policy.ranks=3"])
+    with pytest.raises(ConfigError, match=r"prompts_per_iteration=100 is not a multiple"):
+        load(OnlineConfig, TINY, ["loop.prompts_per_iteration=100"])
+    with pytest.raises(ConfigError, match="top_p = 1"):
+        load(OnlineConfig, TINY, ["sampling.top_p=0.9"])
+
+
+def test_a_missing_or_broken_file_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load(OnlineConfig, tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load(OnlineConfig, tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load(OnlineConfig, tmp_path / "list.yaml")
+
+
+def test_overrides_win_over_the_file() -> None:
+    assert load(OnlineConfig, TINY, ["algorithm.gamma=0.5"]).algorithm.gamma == 0.5
+
+
+def test_batches_refuse_to_round() -> None:
+    assert BatchConfig(global_rows=32, micro_rows=8).per_rank(2) == 16
+    with pytest.raises(ConfigError, match="multiple of 24"):
+        BatchConfig(global_rows=32, micro_rows=8).per_rank(3)
+
+
+@pytest.mark.parametrize("schema", [ImitationConfig, RewardJobConfig, OnlineConfig, TinyWorldConfig])
+def test_help_documents_every_key(schema: type[Config]) -> None:
+    text = describe(schema)
+    undocumented = [name for name, field in walk(schema) if not field.description]
+    assert undocumented == []
+    assert all(f"  {name}  (" in text for name, _ in walk(schema))
+
+
+def test_configurations_are_frozen() -> None:
+    config = load(OnlineConfig, TINY)
+    with pytest.raises(ValueError, match="frozen"):
+        config.run.seed = 3  # type: ignore[misc]
+
+
+def test_only_dot_slash_paths_are_local_and_relative(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SAFEVL_HOME", str(tmp_path))
+    assert home() == tmp_path
+    assert resolve("./runs/a") == str(tmp_path / "runs/a")
+    assert resolve("llava-hf/llava-1.5-7b-hf") == "llava-hf/llava-1.5-7b-hf"
+    assert resolve("/data/x") == "/data/x"
+
+
+def test_an_editable_install_knows_its_project_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SAFEVL_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert home() == Path(__file__).parents[2]
+
+
+def test_dump_is_plain_yaml() -> None:
+    tree: Any = yaml.safe_load(dump(load(OnlineConfig, TINY)))
+    assert tree["roles"]["policy"]["ranks"] == 2
