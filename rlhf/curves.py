@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 Series = dict[str, tuple[list[int], list[float]]]  # metric -> steps, values; gaps where a value was not finite
 
 _COLOURS = ("#2b6cb0", "#d9730d", "#3a8f6f", "#8b5fa8", "#b08d1a", "#5f6b7a", "#c0507a", "#3a9fbf")
-_DASHES = ("-", "--", "-.", ":")
+_DASHES = ("-", "--", ":")
+_BORDERS = {"-": "solid", "--": "dashed", ":": "dotted"}  # the same line styles in the legend's CSS
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: smaller, sharper, and in the page's font
     "svg.hashsalt": "safevl",  # the same run gives the same bytes
@@ -35,7 +36,7 @@ _ANONYMOUS = ("Creator", "Date", "Format", "Type")  # what matplotlib would writ
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a legend: metric, colour, line style name and last value."""
+    """One line of a legend: what it shows, colour, line style name and last value."""
 
     name: str
     colour: str
@@ -62,37 +63,35 @@ class _Plan:
     hint: str
     spread: str = ""  # metric that is drawn as a band of plus and minus one around the first key
     logarithmic: bool = False
+    exact: bool = False  # a schedule: smoothing would misstate it
 
 
 _PLANS = (
     _Plan("Reward", ("score/mean",), "Score of the reward model, with one standard deviation.", spread="score/std"),
     _Plan("KL to the reference", ("kl/sequence",), "Nats per response: how far the policy has moved."),
     _Plan("KL per token", ("kl/token",), "Nats per response token."),
-    _Plan("KL coefficient", ("kl/coefficient",), "Price of one nat; constant unless the controller adapts it."),
+    _Plan("KL coefficient", ("kl/coefficient",), "Price of one nat; constant unless it adapts.", exact=True),
     _Plan("Response length", ("response/length",), "Tokens per response. A jump often means reward hacking."),
     _Plan("Cut off", ("response/truncated_share",), "Share of responses that hit the token limit."),
     _Plan("Entropy", ("policy/entropy",), "Nats per token. At zero the policy has stopped exploring."),
     _Plan("Clipped", ("policy/clip_fraction", "value/clip_fraction"), "Share of tokens whose update was clipped."),
-    _Plan(
-        "Explained variance", ("value/explained_variance",), "Of returns by the critic: 1 is perfect, below 0 harmful."
-    ),
+    _Plan("Explained variance", ("value/explained_variance",), "Of returns: 1 is perfect, below 0 is harmful."),
     _Plan(
         "Engine against learner",
         ("rollout/logprob_gap", "sync/canary_gap"),
         "Largest log-probability gap, nats.",
-        "",
-        True,
+        logarithmic=True,
     ),
     _Plan("Ratio", ("policy/ratio",), "New to old probability, averaged over tokens; near 1."),
     _Plan("Update size", ("policy/approx_kl",), "KL between the policy before and after an update, nats."),
     _Plan("Losses", ("policy/loss", "value/loss"), "Their level means little in PPO; a blow-up means much."),
-    _Plan("Gradient norms", ("policy/grad_norm", "value/grad_norm"), "Before clipping.", "", True),
-    _Plan("Learning rate", ("policy/lr", "value/lr"), "Of the policy and, where logged, the critic."),
+    _Plan("Gradient norms", ("policy/grad_norm", "value/grad_norm"), "Before clipping.", logarithmic=True),
+    _Plan("Learning rate", ("policy/lr", "value/lr"), "As it was applied.", exact=True),
     _Plan("Rollout speed", ("rollout/tokens_per_second",), "Response tokens per second."),
     _Plan("Loss", ("loss",), "Training loss per step."),
     _Plan("Accuracy", ("accuracy", "validation/accuracy"), "Share of rows that are right."),
-    _Plan("Learning rate", ("lr",), "Schedule as it was applied."),
-    _Plan("Gradient norm", ("grad_norm",), "Before clipping.", "", True),
+    _Plan("Learning rate", ("lr",), "As it was applied.", exact=True),
+    _Plan("Gradient norm", ("grad_norm",), "Before clipping.", logarithmic=True),
 )
 
 
@@ -107,7 +106,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], dict[str, li
             used |= {*present, plan.spread}
     stages = [key for key in series if key.startswith("seconds/") and key != "seconds/total"]
     if len(stages) > 1:
-        main.insert(min(5, len(main)), _stage_panel(stages, series))
+        main.append(_stage_panel(stages, series))
         used |= {*stages, "seconds/total"}
     others: dict[str, list[Panel]] = {}
     for key in series:
@@ -132,23 +131,35 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> Series:
 def _line_panel(plan: _Plan, keys: Sequence[str], series: Series) -> Panel:
     figure, axes = _canvas()
     curves = []
-    for key, colour, dash in zip(keys, cycle(_COLOURS), cycle(_DASHES)):  # noqa: B905 (the styles are endless)
+    for key, colour, dash in zip(keys, cycle(_COLOURS), cycle(_DASHES), strict=False):
         steps, values = series[key]
         if plan.spread in series and len(series[plan.spread][0]) == len(steps):
             spread = series[plan.spread][1]
-            low, high = ([v + sign * s for v, s in zip(values, spread, strict=True)] for sign in (-1, 1))
-            axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-        _draw(axes, steps, values, colour, dash)
-        curves.append(Curve(key, colour, {"-": "solid", "--": "dashed"}.get(dash, "dotted"), short(values[-1])))
-    if plan.logarithmic and all(value > 0 for key in keys for value in series[key][1]):
+            below, above = ([v + sign * s for v, s in zip(values, spread, strict=True)] for sign in (-1, 1))
+            axes.fill_between(steps, below, above, color=colour, alpha=0.12, linewidth=0)
+        _draw(axes, steps, values, colour, dash, plan.exact)
+        curves.append(Curve(_label(key, keys), colour, _BORDERS[dash], short(values[-1])))
+    values = [value for key in keys for value in series[key][1]]
+    low, high = min(values), max(values)
+    if plan.logarithmic and low > 0:
         axes.set_yscale("log")
+        axes.set_ylim(10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high * 1.01)))
+    elif low == high:
+        axes.set_ylim(min(0.0, 2 * low), max(0.0, 2 * high) or 1.0)  # else rounding noise would look like a change
     return Panel(plan.title, plan.hint, tuple(curves), _svg(figure, axes, plan.title))
 
 
-def _draw(axes: Axes, steps: list[int], values: list[float], colour: str, dash: str) -> None:
+def _label(key: str, keys: Sequence[str]) -> str:
+    """The part of a metric's name that tells it from the others of its panel."""
+    prefix, _, leaf = key.rpartition("/")
+    shared = len({other.rpartition("/")[2] for other in keys}) == 1
+    return (prefix or "training" if shared and len(keys) > 1 else leaf).replace("_", " ")
+
+
+def _draw(axes: Axes, steps: list[int], values: list[float], colour: str, dash: str, exact: bool) -> None:
     if len(steps) == 1:
         axes.plot(steps, values, "o", color=colour, markersize=4)
-    elif len(steps) < _SMOOTHED_FROM:
+    elif exact or len(steps) < _SMOOTHED_FROM:
         axes.plot(steps, values, dash, color=colour, linewidth=1.8)
     else:
         axes.plot(steps, values, dash, color=colour, linewidth=0.8, alpha=0.4)
@@ -161,7 +172,7 @@ def _stage_panel(keys: Sequence[str], series: Series) -> Panel:
     by_key = {key: dict(zip(*series[key], strict=True)) for key in keys}  # a stage that did not run took no time
     heights = {key: [by_key[key].get(step, 0.0) for step in steps] for key in keys}
     order = sorted(keys, key=lambda key: -sum(heights[key]))
-    colours = [colour for colour, _ in zip(cycle(_COLOURS), order)]  # noqa: B905
+    colours = [colour for colour, _ in zip(cycle(_COLOURS), order, strict=False)]
     axes.stackplot(steps, [heights[key] for key in order], colors=colours, alpha=0.8, linewidth=0, step="mid")
     curves = tuple(
         Curve(key.removeprefix("seconds/"), colour, "solid", f"{sum(heights[key]) / len(steps):.2g} s")
@@ -174,7 +185,7 @@ def _stage_panel(keys: Sequence[str], series: Series) -> Panel:
 
 def _canvas() -> tuple[Figure, Axes]:
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(3.7, 1.75), layout="constrained")
+        figure = Figure(figsize=(3.7, 1.85), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6e9ee", linewidth=0.8)
@@ -195,17 +206,18 @@ def _svg(figure: Figure, axes: Axes, title: str) -> Markup:
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_ANONYMOUS))
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]  # without the XML prologue, whose DTD is an external address
+    text = text[text.index("<svg") :].strip()  # without the XML prologue, whose DTD is an external address
     return Markup(text.replace("<svg ", Markup('<svg role="img" aria-label="{}" ').format(title), 1))
 
 
-def _smoothed(values: Sequence[float], weight: float = 0.8) -> list[float]:
-    """Exponential moving average, corrected for its start."""
-    average, total, result = 0.0, 0.0, []
-    for value in values:
-        average = weight * average + (1 - weight) * value
-        total = weight * total + (1 - weight)
-        result.append(average / total)
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Centred moving average over about an eighth of the curve; the window shrinks at both ends, so nothing lags."""
+    reach = max(2, len(values) // 16)
+    result = []
+    for place in range(len(values)):
+        width = min(reach, place, len(values) - 1 - place)
+        window = values[place - width : place + width + 1]
+        result.append(sum(window) / len(window))
     return result
 
 

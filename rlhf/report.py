@@ -128,18 +128,22 @@ def write_report(folder: Path) -> Path:
     samples = read(SAMPLES_FILE, "no samples over training", read_json_lines, [])
     config = read("config.yaml", "no configuration", Path.read_text, "")
     main_panels, other_panels = panels(metrics)
-    page = _environment().get_template("report.html.j2").render(
-        name=_run_name(config, folder),
-        label=summary.get("label") or "",
-        facts=_facts(metrics),
-        comparisons=compare(summary),
-        scores=[_measure(summary, moment, "mean_score") for moment in ("before", "after")],
-        panels=main_panels,
-        other_panels=other_panels,
-        shelves=gallery(before, after),
-        samples=samples_over_training(samples),
-        config=config,
-        absent=absent,
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            name=_run_name(config, folder),
+            label=summary.get("label") or "",
+            facts=_facts(metrics),
+            comparisons=compare(summary),
+            scores=[_measure(summary, moment, "mean_score") for moment in ("before", "after")],
+            panels=main_panels,
+            other_panels=other_panels,
+            shelves=gallery(before, after),
+            samples=samples_over_training(samples),
+            config=config,
+            absent=absent,
+        )
     )
     path = folder / REPORT_FILE
     draft = path.with_suffix(".partial")
@@ -149,7 +153,7 @@ def write_report(folder: Path) -> Path:
 
 
 def compare(summary: Mapping[str, Any]) -> list[Comparison]:
-    """The rows of the before -> after table, from `summary.json`; rates that were measured on neither side are left out."""
+    """The rows of the before -> after table from `summary.json`, without rates that neither side measured."""
     rows = []
     for key, title, higher_is_better, count in (
         ("harmful_refusal_rate", "Harmful questions refused", True, "n_harmful"),
@@ -215,7 +219,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["short"] = short
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
     return environment
 

@@ -8,7 +8,7 @@ never gathers it, and a rank whose batch has no image cannot leave the others wa
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,30 @@ from torch import Tensor, nn
 from rlhf.batch import TokenBatch
 from rlhf.config import ModelConfig, TrainableConfig, resolve
 from rlhf.data.processor import Processor
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, DataError
 from rlhf.models.keys import to_hub
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TensorCache:
+    """Tensors by key, kept on the CPU, least recently used dropped beyond `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._size = limit, 0
+        self._items: OrderedDict[str, Tensor] = OrderedDict()
+
+    def get(self, key: str, make: Callable[[str], Tensor]) -> Tensor:
+        """The tensor of `key`, made if it is not there."""
+        if key in self._items:
+            self._items.move_to_end(key)
+            return self._items[key]
+        value = make(key).cpu()
+        self._items[key] = value
+        self._size += value.nbytes
+        while self._size > self._limit and self._items:
+            self._size -= self._items.popitem(last=False)[1].nbytes
+        return value
 
 
 class FrozenTower:
@@ -32,14 +52,15 @@ class FrozenTower:
     """
 
     def __init__(self, tower: nn.Module, config: Any, processor: Processor, cache_bytes: int) -> None:
-        self._tower = tower.eval().requires_grad_(False)
-        self._config, self._processor, self._room = config, processor, cache_bytes
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._tower = tower.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+        self._config, self._processor = config, processor
+        self._cache = TensorCache(cache_bytes)
         self.forwards = 0
 
     def features(self, paths: Sequence[str]) -> Tensor:
         """[len(paths), tokens, width] on the tower's device: hidden states as the projector expects them."""
-        return torch.stack([self._one(path) for path in paths])
+        device = next(self._tower.parameters()).device
+        return torch.stack([self._cache.get(path, self._one).to(device) for path in paths])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights under their full names in the model."""
@@ -47,25 +68,15 @@ class FrozenTower:
 
     @torch.no_grad()
     def _one(self, path: str) -> Tensor:
-        cached = self._cache.get(path)
         parameter = next(self._tower.parameters())
-        if cached is not None:
-            self._cache.move_to_end(path)
-            return cached.to(parameter.device)
         pixels = self._processor.pixels(path)[None].to(parameter.device, parameter.dtype)
         states = self._tower(pixels, output_hidden_states=True).hidden_states
         layers = self._config.vision_feature_layer
         chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
         if self._config.vision_feature_select_strategy == "default":
             chosen = [state[:, 1:] for state in chosen]  # drop CLS
-        result = torch.cat(chosen, dim=-1)[0]
         self.forwards += 1
-        size = result.numel() * result.element_size()
-        while self._cache and len(self._cache) * size + size > self._room:
-            self._cache.popitem(last=False)
-        if size <= self._room:
-            self._cache[path] = result.cpu()
-        return result
+        return torch.cat(chosen, dim=-1)[0]
 
 
 class VisionLanguage(nn.Module):
@@ -76,6 +87,7 @@ class VisionLanguage(nn.Module):
         self.vlm = vlm
         self.processor = processor
         self.tower = tower  # no nn.Module, hence no parameters of this module
+        self.pixels = TensorCache(processor.config.feature_cache_mb * 2**20)  # for a tower that learns
 
     @property
     def hidden_size(self) -> int:
@@ -85,21 +97,26 @@ class VisionLanguage(nn.Module):
     def hidden(self, tokens: TokenBatch) -> Tensor:
         """[B, T, H] hidden states after the final norm.
 
-        A batch without images still runs the projector (and a learning tower) on a blank, times zero: under ZeRO-3
-        every rank must gather the same parameters.
+        Placeholders are found in prompts only: a policy may sample the placeholder's id, and then it is an ordinary
+        token. A batch without images still runs the projector (and a learning tower) on a blank, times zero: under
+        ZeRO-3 every rank must gather the same parameters.
         """
+        model = self.vlm.model
         device = self.vlm.lm_head.weight.device
+        input_ids = tokens.input_ids.to(device)
         paths = [path for path in tokens.images if path is not None]
-        image = self._image_inputs(paths, device)
-        output = self.vlm.model(
-            input_ids=tokens.input_ids.to(device),
-            attention_mask=tokens.attention_mask.to(device),
-            use_cache=False,
-            **(image if paths else {}),
+        embeddings = model.get_input_embeddings()(input_ids)  # [B, T, H]
+        features = self._projected(paths, device)  # [images, visual tokens, H]
+        if paths:
+            places = (input_ids == self.processor.image_id) & ~tokens.response_mask.to(device)  # [B, T]
+            if int(places.sum()) != features.shape[0] * features.shape[1]:
+                raise DataError(f"{int(places.sum())} placeholders for {len(paths)} images x {features.shape[1]}")
+            embeddings = embeddings.masked_scatter(places[..., None], features.to(embeddings.dtype))
+        elif self.training:
+            embeddings = embeddings + 0.0 * features.sum()
+        return model.language_model(
+            inputs_embeds=embeddings, attention_mask=tokens.attention_mask.to(device), use_cache=False
         ).last_hidden_state
-        if not paths and self.training:
-            output = output + 0.0 * sum(feature.sum() for feature in self._projected(image))
-        return output
 
     def named_state(self) -> dict[str, Tensor]:
         """Every parameter by its name in the transformers model, frozen tower included. Not gathered."""
@@ -108,26 +125,16 @@ class VisionLanguage(nn.Module):
             state.update(self.tower.state_dict())
         return state
 
-    def _image_inputs(self, paths: Sequence[str], device: torch.device) -> dict[str, Any]:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
+    def _projected(self, paths: Sequence[str], device: torch.device) -> Tensor:
         if self.tower is None:
             size = self.vlm.config.vision_config.image_size
-            blank = [torch.zeros(3, size, size)]
-            pixels = torch.stack([self.processor.pixels(path) for path in paths] or blank)
-            return {"pixel_values": pixels.to(device, self.vlm.dtype)}
-        if paths:
-            features = self.tower.features(paths)
-        else:
-            width = self.vlm.model.multi_modal_projector.linear_1.in_features
-            features = torch.zeros(1, 1, width, dtype=self.vlm.dtype)
-        projected = self.vlm.model.multi_modal_projector(features.to(device))
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}}
-
-    def _projected(self, image: Mapping[str, Any]) -> Sequence[Tensor]:
-        if "pixel_values" in image:
-            return self.vlm.model.get_image_features(image["pixel_values"], return_dict=True).pooler_output
-        return image["mm_encoder_outputs"]["image"].pooler_output
+            pixels = [self.pixels.get(path, self.processor.pixels) for path in paths] or [torch.zeros(3, size, size)]
+            batch = torch.stack(pixels).to(device, self.vlm.dtype)
+            return torch.stack(list(self.vlm.model.get_image_features(batch, return_dict=True).pooler_output))
+        projector = self.vlm.model.multi_modal_projector
+        if not paths:
+            return projector(torch.zeros(1, 1, projector.linear_1.in_features, dtype=self.vlm.dtype, device=device))
+        return projector(self.tower.features(paths).to(device))
 
 
 def load(config: ModelConfig, trainable: TrainableConfig | None, processor: Processor | None = None) -> VisionLanguage:

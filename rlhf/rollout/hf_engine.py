@@ -91,7 +91,6 @@ class HfEngine:
         while len(token_ids) < sampling.max_new_tokens:
             output = self._model(**inputs, use_cache=True, logits_to_keep=1)
             logits = output.logits[0, -1].float().cpu()  # [V]
-            logits[self._processor.image_id] = -torch.inf  # an answer with a placeholder cannot be learnt from
             log_p = processed_logprobs(logits, sampling)
             if sampling.temperature == 0:
                 token = int(log_p.argmax())

@@ -21,7 +21,6 @@ from rlhf.rollout.base import RolloutConfig, Sampling
 from rlhf.rollout.updates import UpdateState
 from rlhf.rollout.weights import WeightBucket, unpack
 
-FORBIDDEN_BIAS = -100.0  # the strongest that vLLM accepts
 _OPEN_IMAGES = 512
 _CPU_BLOCK = 32  # the default of 128 is longer than most prompts of a small model, which then share no prefix
 _CPU_CACHE_MB = 256
@@ -159,7 +158,6 @@ class VllmEngine:
             logprobs=0,  # the sampled token's only
             flat_logprobs=True,
             detokenize=False,
-            logit_bias={self._processor.image_id: FORBIDDEN_BIAS},  # an answer with a placeholder cannot be learnt from
         )
 
     def _completion(self, prompt: Prompt, output: Any) -> Completion:
