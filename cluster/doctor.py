@@ -30,7 +30,7 @@ _ISA = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the doctor's table. An error means that SafeVL cannot run here; a warning, that it may be slow or surprise."""
+    """One line of the table. An error means that SafeVL cannot run here; a warning, that it may be slow or surprise."""
 
     name: str
     level: Level

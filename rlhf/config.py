@@ -116,6 +116,8 @@ class DeepSpeedConfig(Config):
     """ZeRO partitioning stage."""
     offload: bool = False
     """Keep parameters (and optimizer state, where there is one) in host memory."""
+    whole_below: int = Field(default=100_000, ge=0)
+    """ZeRO-3 keeps parameters with fewer elements whole on every rank, which saves gathers."""
     bucket_elements: int = Field(default=4_000_000, ge=1)
     """Elements per gather when weights are synchronised or exported."""
 

@@ -46,7 +46,7 @@ def join_process_group(backend: str) -> None:
 
 def deepspeed_dict(config: DeepSpeedConfig, optimizer: OptimizerConfig, dtype: str) -> dict[str, Any]:
     """DeepSpeed's own configuration. Accumulation is 1 because the learner marks the borders itself."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+    zero: dict[str, Any] = {"stage": config.zero_stage, "stage3_param_persistence_threshold": config.whole_below}
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
         if config.zero_stage == 3:

@@ -256,7 +256,7 @@ def _change(before: Measure, after: Measure, higher_is_better: bool) -> str:
     if before.low is None or before.high is None or after.low is None or after.high is None:
         return ""
     if before.low <= after.high and after.low <= before.high:
-        return "no clear change"
+        return "intervals overlap"
     return "better" if (after.low > before.high) == higher_is_better else "worse"
 
 

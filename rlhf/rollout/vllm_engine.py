@@ -217,10 +217,18 @@ def _inside(name: str, fused: dict[str, str]) -> str:
 
 
 def _finish_reload(worker: Any) -> list[str]:
-    """Close the reload and return the fused layers of which only a part arrived; if there are any, nothing is closed."""
+    """Close the reload and return the fused layers of which only a part arrived; if any, nothing is closed.
+
+    Embeddings are left out: vLLM pads the vocabulary, so they never receive all the elements that they have.
+    """
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-    partial = [name for name, info in _reload_infos(worker) if 0 < info.load_numel < (info.load_numel_total or 0)]
+    padded = {name for name, layer in _layers(worker) if hasattr(layer, "num_embeddings_padded")}
+    partial = [
+        name
+        for name, info in _reload_infos(worker)
+        if 0 < info.load_numel < (info.load_numel_total or 0) and name not in padded
+    ]
     if not partial:
         finalize_layerwise_reload(worker.model_runner.get_model(), worker.model_config)
     return partial
@@ -239,4 +247,8 @@ def _abandon_reload(worker: Any) -> None:
 def _reload_infos(worker: Any) -> list[tuple[str, Any]]:
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-    return [(name, get_layerwise_info(layer)) for name, layer in worker.model_runner.get_model().named_modules()]
+    return [(name, get_layerwise_info(layer)) for name, layer in _layers(worker)]
+
+
+def _layers(worker: Any) -> list[tuple[str, Any]]:
+    return list(worker.model_runner.get_model().named_modules())

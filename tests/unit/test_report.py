@@ -139,7 +139,7 @@ def test_the_table_calls_a_change_only_where_the_intervals_do_not_overlap(run: P
     summary = json.loads((run / "evaluation" / "summary.json").read_text())
     rows = {row.title: row for row in compare(summary)}
     assert rows["Harmful questions refused"].change == "better"
-    assert rows["Benign questions answered right"].change == "no clear change"
+    assert rows["Benign questions answered right"].change == "intervals overlap"
     assert rows["Harmful questions refused"].count == 20
     assert set(rows) == {"Harmful questions refused", "Benign questions answered right"}
 

@@ -1,0 +1,97 @@
+"""One rank of the learner under test; `test_learner.py` starts one or two of these and reads what rank 0 writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rlhf.algorithms.sft import sft_objective
+from rlhf.config import DeepSpeedConfig, OptimizerConfig, TrainableConfig
+from rlhf.data.processor import Processor
+from rlhf.errors import NonFiniteError
+from rlhf.learner import Learner, deepspeed_dict, join_process_group, partition_while_loading
+from rlhf.models.export import export_policy
+from rlhf.models.heads import PolicyModel
+from rlhf.models.llava import load
+from tests.fakes import make_prompts, tiny_model
+
+OPTIMIZER = OptimizerConfig(lr=1e-3, schedule="constant", max_grad_norm=0.5)
+
+
+def build(model_path: str, stage: int) -> tuple[Learner, PolicyModel, Processor]:
+    from rlhf.config import ModelConfig
+
+    config = ModelConfig(path=model_path, dtype="float32", max_length=256, template="llava_hf")
+    deepspeed = DeepSpeedConfig(zero_stage=stage, whole_below=100, bucket_elements=5_000)  # type: ignore[arg-type]
+    partition = partition_while_loading(deepspeed_dict(deepspeed, OPTIMIZER, "float32"))
+    processor = Processor.load(config)
+    model = PolicyModel(load(config, TrainableConfig(), processor))
+    learner = Learner(model, OPTIMIZER, deepspeed, "float32", total_steps=10)
+    del partition
+    return learner, model, processor
+
+
+def micro_batches(processor: Processor, images: list[str], step: int, size: int) -> tuple[list[Any], float]:
+    """This rank's share of 8 rows, of unequal lengths, half of them without an image."""
+    prompts = make_prompts(images, 4) + make_prompts([], 4)
+    rows = [processor.encode(prompt, "yes " * (1 + (3 * i + step) % 5)) for i, prompt in enumerate(prompts)]
+    total = float(sum(sum(row.response) for row in rows))
+    share = len(rows) // dist.get_world_size()
+    mine = rows[dist.get_rank() * share : (dist.get_rank() + 1) * share]
+    return [processor.collate(mine[low : low + size]) for low in range(0, share, size)], total
+
+
+def one_step(learner: Learner, processor: Processor, images: list[str], step: int, size: int) -> dict[str, float]:
+    batches, total = micro_batches(processor, images, step, size)
+    stats = learner.step(batches, lambda engine, batch: sft_objective(engine(batch)[0], batch, total))
+    loss = torch.tensor(stats["loss"])
+    dist.all_reduce(loss)
+    return {"loss": float(loss), "grad_norm": stats["grad_norm"], "lr": stats["lr"]}
+
+
+def poisoned(learner: Learner, processor: Processor, images: list[str]) -> str:
+    """A NaN on the last rank only."""
+    batches, total = micro_batches(processor, images, 0, 8)
+    factor = float("nan") if dist.get_rank() == dist.get_world_size() - 1 else 1.0
+    try:
+        learner.step(batches, lambda engine, batch: (engine(batch)[0].sum() * factor / total, {}))
+    except NonFiniteError as error:
+        return str(error)
+    return "no error"
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    join_process_group("gloo")
+    out, images, stage = Path(settings["out"]), settings["images"], settings["stage"]
+    learner, model, processor = build(settings["model"], stage)
+    result: dict[str, Any] = {"steps": []}
+    for step in range(2):
+        result["steps"].append(one_step(learner, processor, images, step, settings["micro_rows"]))
+    learner.save(out / "checkpoint")
+    export_policy(learner, model, out / "exported")
+    result["nan"] = poisoned(learner, processor, images)
+    export_policy(learner, model, out / "after_nan")
+    result["steps"].append(one_step(learner, processor, images, 2, settings["micro_rows"]))
+    learner.load(out / "checkpoint")
+    result["repeated"] = one_step(learner, processor, images, 2, settings["micro_rows"])
+    result["own_parameters"] = sum(p.numel() for p in model.parameters())  # ZeRO-3 leaves empty tensors
+    (out / f"result_{os.environ['RANK']}.json").write_text(json.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def prepare(folder: Path) -> str:
+    """The model that all runs start from."""
+    return tiny_model(folder).path
+
+
+if __name__ == "__main__":
+    main()
