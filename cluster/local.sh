@@ -2,7 +2,7 @@
 # A local Ray head for this project: `local.sh start` prints its job address, `local.sh stop` ends only what it started.
 set -euo pipefail
 project=$(cd "$(dirname "$0")/.." && pwd)
-state="$project/runs/.ray"
+state=${SAFEVL_RAY_STATE:-$project/runs/.ray}
 ray="$project/.venv/bin/ray"
 port=${SAFEVL_RAY_PORT:-6399}
 dashboard=${SAFEVL_DASHBOARD_PORT:-8299}

@@ -124,6 +124,7 @@ def train(
             shown = {"reward": "score/mean", "kl": "kl/sequence", "length": "response/length", "s": "seconds/total"}
             progress.advance(state.iteration, {name: metrics[key] for name, key in shown.items()})
     log.close()
+    samples.close()
     return state
 
 
@@ -206,6 +207,7 @@ def _samples(
     return [
         {
             "prompt_id": prompt.id,
+            "kind": prompt.kind,
             "question": prompt.question,
             "image": prompt.image,
             "response": completion.text,

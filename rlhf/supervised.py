@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -77,25 +78,22 @@ def train(config: SupervisedConfig, task: Task[Batch], learner: Learner, folder:
     """
     total = config.total_steps(len(task))
     start = _resume(learner, folder)
-    log = MetricsLog(folder.path, start or None) if folder else None
-    progress = Progress(config.run.name, total, start) if folder else None
-    if progress:
-        progress.__enter__()
-    for step in range(start, total):
-        began = time.monotonic()
-        stats = _one_step(config, task, learner, step)
-        stats["seconds/step"] = time.monotonic() - began
-        if folder and log and progress:
-            progress.advance(step + 1, {key: stats[key] for key in ("loss", "lr", "grad_norm")})
-            if (step + 1) % config.run.log_every == 0 or step + 1 == total:
-                log.log(step + 1, stats)
-        if (step + 1) % config.run.checkpoint_every == 0 and step + 1 < total:
-            _save(learner, folder, step + 1)
-    if progress:
-        progress.__exit__(None, None, None)
+    log = MetricsLog(folder.path, start) if folder else None
+    with Progress(config.run.name, total, start) if folder else nullcontext() as progress:
+        for step in range(start, total):
+            began = time.monotonic()
+            stats = _one_step(config, task, learner, step)
+            stats["seconds/step"] = time.monotonic() - began
+            if log and progress:
+                progress.advance(step + 1, {key: stats[key] for key in ("loss", "lr", "grad_norm")})
+                if (step + 1) % config.run.log_every == 0 or step + 1 == total:
+                    log.log(step + 1, stats)
+            if (step + 1) % config.run.checkpoint_every == 0 and step + 1 < total:
+                _save(learner, folder, step + 1)
     results = task.validate(learner)
     if log:
-        log.log(total, results)
+        if results:
+            log.log(total, results)
         log.close()
     if total > start:
         _save(learner, folder, total)

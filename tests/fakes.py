@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
 from rlhf.batch import Prompt
 from rlhf.config import ModelConfig
+from rlhf.models.heads import HEAD_FILE
 from rlhf.models.tiny import TinyConfig, build
 
 CORPUS = (
@@ -63,3 +66,11 @@ def make_prompts(images: list[str], count: int = 8, filler: str = "") -> list[Pr
         )
         for index in range(count)
     ]
+
+
+def tiny_reward_model(folder: Path, seed: int = 1) -> ModelConfig:
+    """A random reward model: a tiny LLaVA with a scalar head beside it."""
+    config = tiny_model(folder, seed)
+    head = torch.randn(1, 32, generator=torch.Generator().manual_seed(seed))
+    save_file({"head.weight": head}, folder / HEAD_FILE)
+    return config

@@ -59,5 +59,5 @@ def fingerprint(digests: Iterable[str]) -> str:
 
 def _digest(names: tuple[str, ...], shapes: object, dtypes: tuple[str, ...], data: np.ndarray) -> str:
     state = xxhash.xxh3_128(repr((names, shapes, dtypes)).encode())
-    state.update(memoryview(data))
+    state.update(data.data)
     return state.hexdigest()

@@ -56,9 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list
     folder = tmp_path_factory.mktemp("learner")
     model, images = prepare(folder / "model"), draw_images(folder / "images")
     shapes = {"one rank": (1, 0, 8), "one rank, small micro-batches": (1, 3, 1), "two ranks, ZeRO-3": (2, 3, 2)}
-    return {
-        name: (folder / name, run(folder / name, model, images, *shape)) for name, shape in shapes.items()
-    }
+    return {name: (folder / name, run(folder / name, model, images, *shape)) for name, shape in shapes.items()}
 
 
 def test_loss_and_weights_do_not_depend_on_ranks_stage_or_micro_batches(runs: dict[str, Any]) -> None:

@@ -43,7 +43,11 @@ def test_the_7b_preset_has_the_numbers_of_the_seed() -> None:
     assert (algorithm.clip_range, algorithm.value_clip_range, algorithm.value_coefficient) == (0.2, 0.2, 0.1)
     assert (algorithm.epochs, algorithm.whiten_rewards, algorithm.whiten_advantages) == (1, False, False)
     for learner in (config.policy, config.critic):
-        assert (learner.optimizer.lr, learner.optimizer.schedule, learner.optimizer.warmup_steps) == (5e-7, "cosine", 10)
+        assert (learner.optimizer.lr, learner.optimizer.schedule, learner.optimizer.warmup_steps) == (
+            5e-7,
+            "cosine",
+            10,
+        )
         assert learner.optimizer.max_grad_norm == 1.0
     assert config.loop.prompts_per_iteration == algorithm.mini_batch_size == 8  # one update per rollout
     assert config.total_optimizer_steps == 93_258 // 8

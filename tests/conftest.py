@@ -1,0 +1,26 @@
+"""Fixtures that several folders share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[dict[str, str]]:
+    """A Ray head of its own for the whole test session; the environment with which a job finds it."""
+    ports = {"SAFEVL_RAY_PORT": "6419", "SAFEVL_DASHBOARD_PORT": "8319", "SAFEVL_RAY_STATE": "/tmp/safevl-test-head"}
+    environment = {**os.environ, **ports, "RAY_AUTH_MODE": "token"}
+    script = str(ROOT / "cluster" / "local.sh")
+    started = subprocess.run([script, "start"], env=environment, capture_output=True, text=True, check=False)
+    assert started.returncode == 0, started.stderr
+    try:
+        yield {**environment, "RAY_ADDRESS": "127.0.0.1:6419", "SAFEVL_JOBS": started.stdout.split()[-1]}
+    finally:
+        subprocess.run([script, "stop"], env=environment, check=False)

@@ -1,0 +1,197 @@
+"""Whole PPO runs on Ray, DeepSpeed and vLLM with random tiny models, and what they survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf.data.synthetic import WorldSizes, write_world
+from tests.fakes import tiny_model, tiny_reward_model
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+ITERATIONS = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small world, a random policy and a random reward model."""
+    folder = tmp_path_factory.mktemp("ppo")
+    sizes = WorldSizes(train_images=12, val_images=3, test_images=6, sft=4, pairs_train=8, pairs_val=3, test_prompts=4)
+    write_world(folder / "world", 0, sizes)
+    tiny_model(folder / "policy")
+    tiny_reward_model(folder / "reward")
+    return folder
+
+
+def command(folder: Path, name: str, *overrides: str) -> list[str]:
+    settings = [
+        f"run.name={name}",
+        f"run.root={folder}/runs",
+        "run.checkpoint_every=2",
+        f"model.path={folder}/policy",
+        "model.max_length=256",
+        f"critic_from.path={folder}/reward",
+        "critic_from.max_length=256",
+        f"reward.model.path={folder}/reward",
+        "reward.model.max_length=256",
+        f"data.train={folder}/world/pairs_train.json",
+        f"data.evaluation={folder}/world/test.json",
+        f"data.image_root={folder}/world/images",
+        f"loop.iterations={ITERATIONS}",
+        "loop.prompts_per_iteration=16",
+        "algorithm.mini_batch_size=8",
+        "policy.micro_rows=2",
+        "critic.micro_rows=4",
+        "policy.optimizer.lr=0.001",
+        "sampling.max_new_tokens=8",
+        "policy.deepspeed.whole_below=100",
+        *overrides,
+    ]
+    config = ROOT / "jobs" / "configs" / "tiny" / "ppo.yaml"
+    return [sys.executable, str(ROOT / "jobs" / "ppo_spa_vl.py"), "--config", str(config), *settings]
+
+
+def run(folder: Path, environment: dict[str, str], name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(folder, name, *overrides), env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, "the driver ended too early"
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.05)
+
+
+def steps(folder: Path, name: str) -> list[int]:
+    path = folder / "runs" / name / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def engines() -> list[int]:
+    return [
+        p.pid for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::Rollout")
+    ]
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    one, other = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, ray_head: dict[str, str]) -> Path:
+    done = run(folder, ray_head, "undisturbed")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return folder / "runs" / "undisturbed"
+
+
+def test_a_run_leaves_everything_that_it_promises(undisturbed: Path, folder: Path) -> None:
+    assert steps(folder, "undisturbed") == list(range(1, ITERATIONS + 1))
+    summary = json.loads((undisturbed / "evaluation" / "summary.json").read_text())
+    for moment in ("before", "after"):
+        assert {
+            "harmful_refusal_rate", "biometric_refusal_rate", "benign_accuracy", "over_refusal_rate", "mean_score"
+        } <= set(summary[moment])  # fmt: skip
+    rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["sync/canary_gap"] < 1e-3 and row["rollout/logprob_gap"] < 1e-3 for row in rows)
+    for name in (
+        "report.html",
+        "config.yaml",
+        "samples.jsonl",
+        "rejected.jsonl",
+        "model/model.safetensors",
+        "COMPLETE",
+    ):
+        assert (undisturbed / name).exists(), name
+    start = load_file(folder / "policy" / "model.safetensors")
+    trained = load_file(undisturbed / "model" / "model.safetensors")
+    moved = {key.split(".")[0] for key in start if not torch.equal(start[key], trained[key])}
+    assert moved == {"language_model", "multi_modal_projector"}  # the vision tower is frozen, the rest learns
+
+
+def test_the_same_command_on_a_complete_run_changes_nothing(
+    undisturbed: Path, folder: Path, ray_head: dict[str, str]
+) -> None:
+    before = (undisturbed / "metrics.jsonl").read_text()
+    done = run(folder, ray_head, "undisturbed")
+    assert done.returncode == 0
+    assert "is complete" in done.stdout
+    assert (undisturbed / "metrics.jsonl").read_text() == before
+
+
+def test_sigkill_of_the_driver_then_the_same_command_ends_with_the_same_weights(
+    undisturbed: Path, folder: Path, ray_head: dict[str, str]
+) -> None:
+    process = subprocess.Popen(
+        command(folder, "killed"), env=ray_head, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
+    )
+    wait_for(lambda: len(steps(folder, "killed")) >= 3, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = run(folder, ray_head, "killed")
+    assert again.returncode == 0, (again.stdout + again.stderr)[-4000:]
+    assert "going on from" in again.stdout
+    assert steps(folder, "killed") == list(range(1, ITERATIONS + 1))
+    assert_same_weights(folder / "runs" / "killed" / "model", undisturbed / "model")
+    assert_same_weights(folder / "runs" / "killed" / "critic", undisturbed / "critic")
+
+
+def test_sigkill_of_the_engine_in_mid_run_loses_and_doubles_nothing(
+    undisturbed: Path, folder: Path, ray_head: dict[str, str]
+) -> None:
+    process = subprocess.Popen(
+        command(folder, "engine"), env=ray_head, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(lambda: len(steps(folder, "engine")) >= 2, process)
+    (victim,) = engines()
+    os.kill(victim, signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-4000:]
+    assert steps(folder, "engine") == list(range(1, ITERATIONS + 1))
+    # Equal weights mean that every prompt was used once, with the answer that the lost engine would have given.
+    assert_same_weights(folder / "runs" / "engine" / "model", undisturbed / "model")
+    assert "going on from" not in output  # the engine was replaced; nothing was rebuilt
+
+
+def test_impossible_resources_are_refused_within_seconds(folder: Path, ray_head: dict[str, str]) -> None:
+    began = time.monotonic()
+    done = run(folder, ray_head, "impossible", "roles.policy.gpus=4")
+    assert done.returncode == 1
+    assert "8 GPUs are asked for, the cluster has 0" in done.stderr
+    assert time.monotonic() - began < 60  # most of it is Python's imports
+
+
+def test_bad_rows_are_named_and_stop_the_run_before_anything_starts(folder: Path, ray_head: dict[str, str]) -> None:
+    broken = folder / "broken"
+    broken.mkdir()
+    rows = json.loads((folder / "world" / "pairs_train" / "easy.json").read_text())
+    rows[0]["id"], rows[1]["chosen"], rows[2]["image"] = "seven", "", "train/none.png"
+    rows[3]["question"] = "word " * 400
+    (broken / "easy.json").write_text(json.dumps(rows))
+    (broken / "config.json").write_text(json.dumps({"easy": "easy.json"}))
+    data = (f"data.train={broken}/config.json", "data.keywords=[easy]")
+    done = run(folder, ray_head, "bad_rows", *data)
+    assert done.returncode == 1
+    assert "4 of" in done.stderr
+    rejected = (folder / "runs" / "bad_rows" / "rejected.jsonl").read_text().splitlines()
+    assert len(rejected) == 4
+    assert all({"source", "row", "reason"} <= set(json.loads(line)) for line in rejected)
+    unknown = run(folder, ray_head, "unknown_keyword", f"data.train={broken}/config.json", "data.keywords=[esay]")
+    assert unknown.returncode == 2
+    assert "esay" in unknown.stderr
