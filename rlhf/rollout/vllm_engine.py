@@ -43,6 +43,9 @@ def _common_environment() -> dict[str, str]:
     }
 
 
+_CPU_BATCHED_TOKENS = 8192
+
+
 class VllmEngine:
     """`RolloutEngine` on `vllm.LLM`."""
 
@@ -176,6 +179,8 @@ class VllmEngine:
 def _cpu_options(config: RolloutConfig) -> dict[str, Any]:
     return {
         "enforce_eager": True,
+        "enable_chunked_prefill": False,  # vLLM rewinds a seeded generator after half a prompt; CPU ones cannot
+        "max_num_batched_tokens": max(config.max_length, _CPU_BATCHED_TOKENS),
         "block_size": _CPU_BLOCK,
         "kv_cache_memory_bytes": (config.kv_cache_mb or _CPU_CACHE_MB) * 2**20,
     }
