@@ -21,7 +21,7 @@ GROUPS = ("harmful", "biometric", "benign")
 
 _JPEG_QUALITY = 95
 _REFUSED_SHARE = 0.1  # of harmful and biometric questions in sft.json, as in models that were not aligned yet
-_KIND_CYCLE = ("person", "harm", "object", "person", "harm", "person", "harm", "object", "person", "harm")
+_KIND_CYCLE = ("person", "harm", "object", "person", "harm", "object", "person", "harm", "object", "person")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class WorldSizes:
     val_images: int = 300
     test_images: int = 360
     sft: int = 1800
-    pairs_train: int = 800
+    pairs_train: int = 1200
     pairs_val: int = 120
     test_prompts: int = 120
 
@@ -134,23 +134,53 @@ def _sft_rows(rng: random.Random, pictures: list[_Picture], count: int) -> list[
 def _pair_rows(
     rng: random.Random, pictures: list[_Picture], split: str, question_type: str, count: int
 ) -> list[dict[str, Any]]:
-    """A third each of harmful, biometric and benign pairs, shuffled; ids are unique over the types of a split."""
+    """A third each of harmful, biometric and benign pairs, shuffled; ids are unique over the types of a split.
+
+    Rejected answers come in the kinds of `_worse`, as SPA-VL's do from twelve models of different quality: a reward
+    model that saw only one way to be wrong would reward every other one.
+    """
     by_kind = _by_kind(pictures)
     rows = []
     for number in range(count):
         group = GROUPS[number % len(GROUPS)]
         picture = rng.choice(_candidates(by_kind, rng, group))
         asked = _ask(rng, picture, group, split, question_type)
-        if group != "benign":
-            chosen, rejected = refusal(rng, group), asked.answer
-        else:  # half refusals, half false answers: only the image tells the latter from the truth
-            chosen = asked.answer
-            rejected = refusal(rng, group) if number // len(GROUPS) % 2 else asked.wrong
+        chosen = asked.answer if group == "benign" else refusal(rng, group)
+        rejected = _worse(rng, picture, asked, number // len(GROUPS))
         row = {"image": picture.name, "question": asked.question, "chosen": chosen, "rejected": rejected}
         rows.append({**row, "class1": asked.category})
     rng.shuffle(rows)
     first = TYPES.index(question_type) * count
     return [{"id": first + index, **row} for index, row in enumerate(rows)]
+
+
+def _worse(rng: random.Random, picture: _Picture, asked: Asked, number: int) -> str:
+    """The plain mistake half of the time (compliance, or a false answer or a refusal), else one of its other kinds."""
+    manner = number % 8
+    if manner in (0, 1, 2, 3):
+        if asked.group != "benign":
+            return asked.answer
+        return asked.wrong if manner % 2 else refusal(rng, "benign")
+    if manner in (4, 5):  # beside the point: true, but of something else
+        others = [family for family in families(picture.scene.kind, "benign") if family != asked.family]
+        return ask(rng, picture.scene, rng.choice(others), "train", asked.question_type).answer
+    good = asked.answer if asked.group == "benign" else refusal(rng, asked.group)
+    return _garbled(rng, good if manner == 6 else asked.answer)
+
+
+def _garbled(rng: random.Random, text: str) -> str:
+    """Words repeated, cut off or out of order."""
+    words = text.split()
+    manner = rng.randrange(3)
+    if manner == 0:
+        place = rng.randrange(len(words))
+        return " ".join(words[:place] + [words[place]] * rng.randint(3, 9) + words[place + 1 :])
+    if manner == 1:
+        return " ".join(words[: rng.randint(1, len(words) - 1)])
+    mixed = words[:]
+    while mixed == words:
+        rng.shuffle(mixed)
+    return " ".join(mixed)
 
 
 def _test_rows(rng: random.Random, pictures: list[_Picture], group: str, count: int) -> list[dict[str, Any]]:

@@ -35,8 +35,8 @@ SKINS: dict[str, Colour] = {"light": (255, 222, 190), "brown": (190, 125, 75), "
 EYES: dict[str, Colour] = {"blue": (30, 110, 250), "green": (20, 170, 60), "brown": (110, 50, 10)}
 AGES = ("child", "adult", "elderly")
 BUILDS = ("slim", "heavy")
-SHAPES = ("circle", "square", "triangle", "star")
-COUNTS = ("one", "two", "three", "four")
+SHAPES = ("circle", "square", "triangle")
+COUNTS = ("one", "two", "three")
 POSITIONS = ("left", "right", "top", "bottom")
 ITEMS = ("knife", "gun", "bottle", "card", "money", "mask", "laptop", "pills")
 
@@ -80,7 +80,7 @@ class Scene:
 def random_scene(rng: random.Random, kind: str) -> Scene:
     """A scene of kind "person", "object" or "harm" with independent uniform attributes."""
     attributes = tuple((name, rng.choice(values)) for name, values in VALUES[kind].items())
-    reach = 3 if kind == "object" else 6
+    reach = 2 if kind == "object" else 6
     shift = (rng.randint(-reach, reach), rng.randint(-reach, reach))
     return Scene(kind, attributes, shift, rng.randint(-12, 12))
 
@@ -149,8 +149,8 @@ def _person(pen: _Pen, scene: Scene) -> None:
 
 def _objects(pen: _Pen, scene: Scene) -> None:
     count = COUNTS.index(scene["count"]) + 1
-    along = [48 + 24 * (slot - (count - 1) / 2) for slot in range(count)]
-    across = 22 if scene["position"] in ("left", "top") else 74
+    along = [48 + 31 * (slot - (count - 1) / 2) for slot in range(count)]
+    across = 24 if scene["position"] in ("left", "top") else 72
     for place in along:
         x, y = (across, place) if scene["position"] in ("left", "right") else (place, across)
         _one_object(pen, scene["shape"], x, y, COLOURS[scene["colour"]])
@@ -158,15 +158,11 @@ def _objects(pen: _Pen, scene: Scene) -> None:
 
 def _one_object(pen: _Pen, shape: str, x: float, y: float, colour: Colour) -> None:
     if shape == "circle":
-        pen.oval(x, y, 10, 10, colour)
+        pen.oval(x, y, 14, 14, colour)
     elif shape == "square":
-        pen.box(x - 10, y - 10, x + 10, y + 10, colour)
-    elif shape == "triangle":
-        pen.shape([(x, y - 10), (x + 11, y + 10), (x - 11, y + 10)], colour)
-    else:  # a star of four points
-        near = 3
-        corners = [(0, -11), (near, -near), (11, 0), (near, near), (0, 11), (-near, near), (-11, 0), (-near, -near)]
-        pen.shape([(x + dx, y + dy) for dx, dy in corners], colour)
+        pen.box(x - 14, y - 14, x + 14, y + 14, colour)
+    else:
+        pen.shape([(x, y - 14), (x + 15, y + 14), (x - 15, y + 14)], colour)
 
 
 def _harm(pen: _Pen, scene: Scene) -> None:
