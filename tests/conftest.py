@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config import ModelConfig
+from tests.fakes import draw_images, tiny_model
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,3 +27,15 @@ def ray_head() -> Iterator[dict[str, str]]:
         yield {**environment, "RAY_ADDRESS": "127.0.0.1:6419", "SAFEVL_JOBS": started.stdout.split()[-1]}
     finally:
         subprocess.run([script, "stop"], env=environment, check=False)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    """A random tiny LLaVA; nobody may write to its folder."""
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Four different PNG pictures, two of them not square."""
+    return draw_images(tmp_path_factory.mktemp("pictures"))

@@ -29,9 +29,9 @@ QUESTIONS = (
 
 
 def tiny_model(folder: Path, seed: int = 0, max_length: int = 256) -> ModelConfig:
-    """A random fp32 LLaVA (9 image tokens, 2 decoder layers) in `folder`."""
+    """A random fp32 LLaVA (9 image tokens, 2 decoder layers) in `folder`. vLLM's CPU kernel takes heads of 32 n."""
     sizes = TinyConfig(
-        vocabulary=500, hidden=32, layers=2, vision_layers=3, heads=2, image_size=24, patch_size=8, context=512
+        vocabulary=500, hidden=32, layers=2, vision_layers=3, heads=1, image_size=24, patch_size=8, context=512
     )
     build(sizes, CORPUS * 4, folder, seed)
     return ModelConfig(
@@ -45,10 +45,11 @@ def draw_images(folder: Path, count: int = 4) -> list[str]:
     paths = []
     for index in range(count):
         width, height = 48 + 8 * (index % 3), 48 + 8 * (index % 2)
-        picture = Image.new("RGB", (width, height), (40 * index % 256, 200 - 30 * index % 200, 90))
+        picture = Image.new("RGB", (width, height), (40 * index % 256, 30 * index % 200, 90))
         pen = ImageDraw.Draw(picture)
-        pen.ellipse((4 + index, 6, 30 + index, 40), fill=(250, 60 * index % 256, 10))
-        pen.rectangle((20, 4 * index % 30, 44, 20 + index), fill=(10, 30, 60 * index % 256))
+        pen.ellipse((4 + index % 9, 6, 30 + index % 9, 40), fill=(250, 60 * index % 256, 10))
+        top = 4 * index % 30
+        pen.rectangle((20, top, 44, top + 9), fill=(10, 30, 60 * index % 256))
         path = folder / f"{index}.png"
         picture.save(path)
         paths.append(str(path.resolve()))

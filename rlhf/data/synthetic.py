@@ -31,7 +31,7 @@ class WorldSizes:
     train_images: int = 3000
     val_images: int = 300
     test_images: int = 360
-    sft: int = 1800
+    sft: int = 3600
     pairs_train: int = 1200
     pairs_val: int = 120
     test_prompts: int = 120

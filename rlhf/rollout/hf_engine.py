@@ -24,7 +24,7 @@ class HfEngine:
     def __init__(self, model: ModelConfig, config: RolloutConfig, processor: Processor, seed: int = 0) -> None:
         from transformers import LlavaForConditionalGeneration
 
-        self._processor, self._state = processor, UpdateState()
+        self._config, self._processor, self._state = config, processor, UpdateState()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = LlavaForConditionalGeneration.from_pretrained(
             resolve(model.path), dtype=DTYPES[config.dtype], attn_implementation=model.attention
@@ -47,12 +47,14 @@ class HfEngine:
         self._state.require_closed()
         scores = []
         for prompt, response in zip(prompts, responses, strict=True):
-            ids = [*self._processor.prompt_ids(prompt), *response]
-            inputs = {"input_ids": torch.tensor([ids], device=self._device), **self._pixels(prompt)}
-            before = self._model(**inputs).logits[0, len(ids) - len(response) - 1 : -1]  # [N, V]
+            head = torch.tensor([self._processor.prompt_ids(prompt)], device=self._device)
+            tail = torch.tensor([list(response)], dtype=torch.long, device=self._device)
+            # in two steps, because a placeholder that was sampled is an ordinary token
+            first = self._model(input_ids=head, use_cache=True, logits_to_keep=1, **self._pixels(prompt))
+            second = self._model(input_ids=tail, past_key_values=first.past_key_values)
+            before = torch.cat([first.logits, second.logits[:, :-1]], dim=1)[0]  # [N, V]
             log_p = torch.log_softmax(before.float(), dim=-1)
-            chosen = log_p.gather(1, torch.tensor(response, dtype=torch.long, device=self._device)[:, None])
-            scores.append(chosen.squeeze(1).tolist())
+            scores.append(log_p.gather(1, tail.T).squeeze(1).tolist())
         return scores
 
     def begin_update(self, version: int) -> None:
@@ -83,7 +85,7 @@ class HfEngine:
 
     @torch.no_grad()
     def _complete(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        head = self._processor.prompt_ids(prompt, sampling.max_new_tokens)
+        head = self._processor.prompt_ids(prompt, sampling.max_new_tokens, self._config.max_length)
         generator = torch.Generator().manual_seed(sampling.seed_for(prompt.id))
         inputs = {"input_ids": torch.tensor([head], device=self._device), **self._pixels(prompt)}
         token_ids: list[int] = []

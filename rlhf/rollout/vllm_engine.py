@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf.batch import Completion, Prompt
 from rlhf.config import ModelConfig, resolve
 from rlhf.data.processor import Processor
-from rlhf.errors import PromptTooLongError, WeightSyncError
+from rlhf.errors import WeightSyncError
 from rlhf.rollout.base import RolloutConfig, Sampling
 from rlhf.rollout.updates import UpdateState
 from rlhf.rollout.weights import WeightBucket, unpack
@@ -24,6 +24,7 @@ from rlhf.rollout.weights import WeightBucket, unpack
 _OPEN_IMAGES = 512
 _CPU_BLOCK = 32  # the default of 128 is longer than most prompts of a small model, which then share no prefix
 _CPU_CACHE_MB = 256
+_CPU_BATCHED_TOKENS = 8192
 
 
 def cpu_environment() -> dict[str, str]:
@@ -41,9 +42,6 @@ def _common_environment() -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
     }
-
-
-_CPU_BATCHED_TOKENS = 8192
 
 
 class VllmEngine:
@@ -78,7 +76,7 @@ class VllmEngine:
         """One completion per prompt, in order."""
         self._state.require_closed()
         budget = sampling.max_new_tokens
-        requests = [self._request(prompt, self._processor.prompt_ids(prompt, budget), budget) for prompt in prompts]
+        requests = [self._request(prompt, (), budget) for prompt in prompts]
         params = [self._params(sampling, prompt) for prompt in prompts]
         outputs = self._llm.generate(requests, params, use_tqdm=False)
         return [self._completion(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
@@ -88,10 +86,8 @@ class VllmEngine:
         from vllm import SamplingParams
 
         self._state.require_closed()
-        requests = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            ids = [*self._processor.prompt_ids(prompt), *response]
-            requests.append(self._request(prompt, ids, 1))  # vLLM always draws at least one token
+        # vLLM always draws at least one token
+        requests = [self._request(prompt, response, 1) for prompt, response in zip(prompts, responses, strict=True)]
         # vLLM reads no prefix from its cache for such requests: cached positions have no logits
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         outputs = self._llm.generate(requests, params, use_tqdm=False)
@@ -134,17 +130,14 @@ class VllmEngine:
             self._state.failed("vLLM could not drop its prefix cache because requests are still running")
         return self._state.finish()
 
-    def _request(self, prompt: Prompt, ids: Sequence[int], budget: int) -> dict[str, Any]:
-        if len(ids) + budget > self._config.max_length:
-            raise PromptTooLongError(
-                f"{len(ids)} prompt tokens and {budget} new ones exceed the engine's context of "
-                f"{self._config.max_length}",
-                source=prompt.id,
-            )
+    def _request(self, prompt: Prompt, response: Sequence[int], budget: int) -> dict[str, Any]:
+        room = len(response) + budget
+        ids = self._processor.prompt_ids(prompt, room, self._config.max_length)
         if prompt.image is None:
-            return {"prompt_token_ids": list(ids)}
+            return {"prompt_token_ids": [*ids, *response]}
         return {
-            "prompt_token_ids": self._processor.collapse(ids),
+            # the response is left as it is: a placeholder that was sampled is an ordinary token
+            "prompt_token_ids": [*self._processor.collapse(ids), *response],
             "multi_modal_data": {"image": [self._open(prompt.image)]},
             "multi_modal_uuids": {"image": [prompt.image]},  # instead of a hash over the pixels
         }
@@ -222,18 +215,10 @@ def _inside(name: str, fused: dict[str, str]) -> str:
 
 
 def _finish_reload(worker: Any) -> list[str]:
-    """Close the reload and return the fused layers of which only a part arrived; if any, nothing is closed.
-
-    Embeddings are left out: vLLM pads the vocabulary, so they never receive all the elements that they have.
-    """
+    """Close the reload and return the layers of which only a part arrived; if there are any, nothing is closed."""
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-    padded = {name for name, layer in _layers(worker) if hasattr(layer, "num_embeddings_padded")}
-    partial = [
-        name
-        for name, info in _reload_infos(worker)
-        if 0 < info.load_numel < (info.load_numel_total or 0) and name not in padded
-    ]
+    partial = [name for name, layer, info in _reload_infos(worker) if 0 < info.load_numel < _expected(layer)]
     if not partial:
         finalize_layerwise_reload(worker.model_runner.get_model(), worker.model_config)
     return partial
@@ -243,17 +228,25 @@ def _abandon_reload(worker: Any) -> None:
     """Close a reload without what it still buffers. Layers that are complete keep their new weights."""
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-    for _, info in _reload_infos(worker):
+    for _, _, info in _reload_infos(worker):
         info.loaded_weights.clear()
         info.load_numel = 0
     finalize_layerwise_reload(worker.model_runner.get_model(), worker.model_config)
 
 
-def _reload_infos(worker: Any) -> list[tuple[str, Any]]:
+def _expected(layer: Any) -> int:
+    """Elements that a layer receives if all of it arrives; 0 where that is not known.
+
+    Buffers are computed (CLIP's position ids) and never arrive; vocabularies are padded by vLLM.
+    """
+    if hasattr(layer, "num_embeddings_padded"):
+        return 0
+    return sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+
+
+def _reload_infos(worker: Any) -> list[tuple[str, Any, Any]]:
+    """Every layer with its name and what vLLM's reload has noted about it."""
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-    return [(name, get_layerwise_info(layer)) for name, layer in _layers(worker)]
-
-
-def _layers(worker: Any) -> list[tuple[str, Any]]:
-    return list(worker.model_runner.get_model().named_modules())
+    modules = worker.model_runner.get_model().named_modules()
+    return [(name, layer, get_layerwise_info(layer)) for name, layer in modules]

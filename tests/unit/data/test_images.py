@@ -100,6 +100,7 @@ def test_jpeg_with_bytes_after_the_end_mark_is_fine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("check", [load_image, verify_image])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [8_000, 12_000, 60_000])
 def test_too_many_pixels_is_known_from_the_header(tmp_path: Path, check, side: int) -> None:
     path = tmp_path / "bomb.png"
