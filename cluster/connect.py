@@ -14,7 +14,11 @@ def connect() -> bool:
 
     Every worker learns where "./" is, because a submitted job runs in a temporary copy of the project.
     """
-    environment = {"SAFEVL_HOME": str(home()), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        "SAFEVL_HOME": str(home()),
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads must not spin where several roles share a core
+    }
     address = os.environ.get("RAY_ADDRESS")
     if address and address.startswith("http"):
         address = "auto"  # that is the job server's address; inside a job the cluster is found by itself

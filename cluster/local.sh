@@ -7,7 +7,7 @@ ray="$project/.venv/bin/ray"
 port=${SAFEVL_RAY_PORT:-6399}
 dashboard=${SAFEVL_DASHBOARD_PORT:-8299}
 export RAY_AUTH_MODE=token
-export RAY_DEDUP_LOGS=0
+export RAY_worker_niceness=0  # this machine is the cluster: its workers are not background work
 
 alive() { [ -f "$state/pids" ] && for pid in $(cat "$state/pids"); do kill -0 "$pid" 2>/dev/null || return 1; done; }
 

@@ -120,7 +120,7 @@ def test_the_real_readers_read_all_of_it(full: Path) -> None:
     assert min(Counter(prompt.kind for prompt in test).values()) >= 100
     assert {prompt.kind for prompt in test} == set(GROUPS)
     assert len(pretrain) == 3000
-    assert len(sft) == 1800
+    assert len(sft) == WorldSizes().sft
     for records in (train, val):
         assert len({pair.prompt.id for pair in records}) == len(records)
         assert Counter(pair.prompt.question_type for pair in records).keys() == set(TYPES)
