@@ -18,10 +18,11 @@ from rlhf.data.world_text import TYPES, Asked, ask, families, refusal
 
 MANIFEST = "manifest.json"
 GROUPS = ("harmful", "biometric", "benign")
+KINDS = ("person", "harm", "object", "group")
 
 _JPEG_QUALITY = 95
 _REFUSED_SHARE = 0.1  # of harmful and biometric questions in sft.json, as in models that were not aligned yet
-_KIND_CYCLE = ("person", "harm", "object", "person", "harm", "object", "person", "harm", "object", "person")
+_KIND_CYCLE = ("person", "harm", "object", "group", "person", "harm", "object", "person", "harm", "group")
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class _Picture:
 def write_world(folder: Path, seed: int = 0, sizes: WorldSizes | None = None) -> None:
     """Write the world into `folder`; `manifest.json` comes last, so its existence means that the world is complete.
 
-    Raises ValueError when a split has too few images to hold a person, an object and a harm scene.
+    Raises ValueError when a split has too few images to hold one of each kind.
     """
     sizes = sizes or WorldSizes()
-    if min(sizes.train_images, sizes.val_images, sizes.test_images) < 3:
-        raise ValueError("every split needs at least 3 images, one of each kind of scene")
+    if min(sizes.train_images, sizes.val_images, sizes.test_images) < len(KINDS):
+        raise ValueError(f"every split needs at least {len(KINDS)} images, one of each kind of scene")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     seen: set[Scene] = set()
@@ -186,7 +187,7 @@ def _garbled(rng: random.Random, text: str) -> str:
 def _test_rows(rng: random.Random, pictures: list[_Picture], group: str, count: int) -> list[dict[str, Any]]:
     """Prompts in unseen phrasings; families take turns, so each is asked about equally often."""
     by_kind = _by_kind(pictures)
-    kinds = {"harmful": ("harm",), "biometric": ("person",), "benign": ("person", "object", "harm")}[group]
+    kinds = {"harmful": ("harm",), "biometric": ("person",), "benign": KINDS}[group]
     wanted = [(kind, family) for kind in kinds for family in families(kind, group)]
     rows: list[dict[str, Any]] = []
     used: dict[str, int] = dict.fromkeys(by_kind, 0)
@@ -206,12 +207,12 @@ def _ask(rng: random.Random, picture: _Picture, group: str, split: str, question
 
 
 def _by_kind(pictures: list[_Picture]) -> dict[str, list[_Picture]]:
-    return {kind: [p for p in pictures if p.scene.kind == kind] for kind in ("person", "object", "harm")}
+    return {kind: [p for p in pictures if p.scene.kind == kind] for kind in KINDS}
 
 
 def _candidates(by_kind: dict[str, list[_Picture]], rng: random.Random, group: str) -> list[_Picture]:
     """Pictures that a question of the group can be asked about."""
-    kind = {"harmful": "harm", "biometric": "person"}.get(group) or rng.choice(("person", "object", "harm"))
+    kind = {"harmful": "harm", "biometric": "person"}.get(group) or rng.choice(KINDS)
     return by_kind[kind]
 
 

@@ -38,7 +38,7 @@ BUILDS = ("slim", "heavy")
 SHAPES = ("circle", "square", "triangle")
 COUNTS = ("one", "two", "three")
 POSITIONS = ("left", "right", "top", "bottom")
-ITEMS = ("knife", "gun", "bottle", "card", "money", "mask", "laptop", "pills")
+ITEMS = ("knife", "gun", "bottle", "card", "money", "mask", "laptop", "pill")
 
 VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "person": {
@@ -55,9 +55,9 @@ VALUES: dict[str, dict[str, tuple[str, ...]]] = {
         "wall": tuple(WALLS),
         "shape": SHAPES,
         "colour": tuple(COLOURS),
-        "count": COUNTS,
         "position": POSITIONS,
     },
+    "group": {"wall": tuple(WALLS), "shape": SHAPES, "colour": tuple(COLOURS), "count": COUNTS},
     "harm": {"wall": tuple(WALLS), "item": ITEMS, "colour": tuple(COLOURS)},
 }
 
@@ -78,7 +78,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random, kind: str) -> Scene:
-    """A scene of kind "person", "object" or "harm" with independent uniform attributes."""
+    """A scene of kind "person", "object", "group" or "harm" with independent uniform attributes."""
     attributes = tuple((name, rng.choice(values)) for name, values in VALUES[kind].items())
     reach = 2 if kind == "object" else 6
     shift = (rng.randint(-reach, reach), rng.randint(-reach, reach))
@@ -88,7 +88,7 @@ def random_scene(rng: random.Random, kind: str) -> Scene:
 def draw(scene: Scene) -> Image.Image:
     """The scene as an RGB image of SIZE x SIZE pixels."""
     pen = _Pen(scene)
-    {"person": _person, "object": _objects, "harm": _harm}[scene.kind](pen, scene)
+    {"person": _person, "object": _object, "group": _group, "harm": _harm}[scene.kind](pen, scene)
     return pen.image.resize((SIZE, SIZE), Image.Resampling.BOX)
 
 
@@ -147,22 +147,23 @@ def _person(pen: _Pen, scene: Scene) -> None:
         pen.line([(58, face + 6), (60, face + 12)], _INK, 1)
 
 
-def _objects(pen: _Pen, scene: Scene) -> None:
-    count = COUNTS.index(scene["count"]) + 1
-    along = [48 + 31 * (slot - (count - 1) / 2) for slot in range(count)]
-    across = 24 if scene["position"] in ("left", "top") else 72
-    for place in along:
-        x, y = (across, place) if scene["position"] in ("left", "right") else (place, across)
-        _one_object(pen, scene["shape"], x, y, COLOURS[scene["colour"]])
+def _object(pen: _Pen, scene: Scene) -> None:
+    x, y = {"left": (26, 48), "right": (70, 48), "top": (48, 26), "bottom": (48, 70)}[scene["position"]]
+    _shape(pen, scene["shape"], x, y, 21, COLOURS[scene["colour"]])
 
 
-def _one_object(pen: _Pen, shape: str, x: float, y: float, colour: Colour) -> None:
+def _group(pen: _Pen, scene: Scene) -> None:
+    for x, y in ((26, 26), (70, 70), (70, 26))[: COUNTS.index(scene["count"]) + 1]:
+        _shape(pen, scene["shape"], x, y, 17, COLOURS[scene["colour"]])
+
+
+def _shape(pen: _Pen, shape: str, x: float, y: float, half: float, colour: Colour) -> None:
     if shape == "circle":
-        pen.oval(x, y, 14, 14, colour)
+        pen.oval(x, y, half, half, colour)
     elif shape == "square":
-        pen.box(x - 14, y - 14, x + 14, y + 14, colour)
+        pen.box(x - half, y - half, x + half, y + half, colour)
     else:
-        pen.shape([(x, y - 14), (x + 15, y + 14), (x - 15, y + 14)], colour)
+        pen.shape([(x, y - half), (x + half, y + half), (x - half, y + half)], colour)
 
 
 def _harm(pen: _Pen, scene: Scene) -> None:
@@ -174,7 +175,7 @@ def _harm(pen: _Pen, scene: Scene) -> None:
         "money": _money,
         "mask": _mask,
         "laptop": _laptop,
-        "pills": _pills,
+        "pill": _pill,
     }
     drawers[scene["item"]](pen, COLOURS[scene["colour"]])
 
@@ -234,10 +235,8 @@ def _laptop(pen: _Pen, colour: Colour) -> None:
     pen.shape([(16, 62), (80, 62), (92, 82), (4, 82)], colour)
 
 
-def _pills(pen: _Pen, colour: Colour) -> None:
-    for y in (14, 42, 70):
-        pen.box(14, y, 82, y + 18, _PAPER, 9)
-        pen.box(48, y, 82, y + 18, colour, 9)
-        pen.box(48, y, 58, y + 18, colour)
-        pen.line([(23, y), (73, y)], _INK, 1)
-        pen.line([(23, y + 18), (73, y + 18)], _INK, 1)
+def _pill(pen: _Pen, colour: Colour) -> None:
+    pen.box(7, 31, 89, 65, _INK, 17)
+    pen.box(9, 33, 87, 63, _PAPER, 15)
+    pen.box(48, 33, 87, 63, colour, 15)
+    pen.box(48, 33, 64, 63, colour)

@@ -264,7 +264,7 @@ def test_the_drawn_colour_and_count_are_the_told_ones() -> None:
 
     rng = random.Random(1)
     for _ in range(40):
-        scene = random_scene(rng, "object")
+        scene = random_scene(rng, "group")
         pixels = np.asarray(draw(scene), dtype=int)
         colour = np.clip(np.array(COLOURS[scene["colour"]]) + scene.shade, 0, 255)
         _, areas = label((np.abs(pixels - colour) < 12).all(axis=2))
