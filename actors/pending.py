@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from rlhf.errors import SafeVLError, WorkerLostError
 
 T = TypeVar("T")
+_PATIENCE_SECONDS = 20
 
 
 class RayPending(Generic[T]):
@@ -31,8 +32,9 @@ def wait(role: str, refs: Sequence[Any]) -> list[Any]:
     except RayTaskError as error:
         if isinstance(error.cause, SafeVLError):
             raise error.cause from None
-        if isinstance(error.cause, RayActorError):
-            raise WorkerLostError(role, str(error.cause)) from None
+        lost = _death(refs)  # the ranks that survive one fail too, in the collective that they shared with it
+        if lost is not None:
+            raise WorkerLostError(role, lost) from None
         raise
     except RayActorError as error:
         raise WorkerLostError(role, str(error).splitlines()[0]) from None
@@ -45,3 +47,14 @@ def first(results: list[T]) -> T:
 
 def nothing(results: list[Any]) -> None:
     """Merge for verbs without an answer."""
+
+
+def _death(refs: Sequence[Any]) -> str | None:
+    for ref in refs:
+        try:
+            ray.get(ref, timeout=_PATIENCE_SECONDS)
+        except RayActorError as error:
+            return str(error).splitlines()[0]
+        except (RayTaskError, GetTimeoutError):
+            continue
+    return None

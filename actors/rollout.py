@@ -153,12 +153,20 @@ class RolloutGroup:
         sizes: list[int] = []
         digests: list[str] = []
         loading: list[Any] = []
+        lost: WorkerLostError | None = None
         for bucket in self._policy.buckets():
+            if lost:
+                continue  # the policy's ranks gather together and must all come to the end
             described = ray.get(bucket)  # a view into this node's object store, no copy of the weights
             sizes.append(described.data.nbytes)
             digests.append(described.digest)
             loading.extend(actor.load_bucket.remote(bucket) for actor in self.actors)
-            wait("rollout", loading[: -2 * len(self.actors)])
+            try:
+                wait("rollout", loading[: -2 * len(self.actors)])
+            except WorkerLostError as error:
+                lost = error
+        if lost:
+            raise lost
         wait("rollout", loading)
         expected = fingerprint(digests)
         for received in wait("rollout", [actor.finish_update.remote() for actor in self.actors]):

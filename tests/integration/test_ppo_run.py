@@ -82,10 +82,9 @@ def steps(folder: Path, name: str) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def engines() -> list[int]:
-    return [
-        p.pid for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::Rollout")
-    ]
+def processes_of(actor: str) -> list[int]:
+    processes = psutil.process_iter(["cmdline"])
+    return [one.pid for one in processes if (one.info["cmdline"] or [""])[0].startswith(f"ray::{actor}")]
 
 
 def assert_same_weights(left: Path, right: Path) -> None:
@@ -159,7 +158,7 @@ def test_sigkill_of_the_engine_in_mid_run_loses_and_doubles_nothing(
         command(folder, "engine"), env=ray_head, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     wait_for(lambda: len(steps(folder, "engine")) >= 2, process)
-    (victim,) = engines()
+    (victim,) = processes_of("RolloutActor")
     os.kill(victim, signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-4000:]
@@ -167,6 +166,23 @@ def test_sigkill_of_the_engine_in_mid_run_loses_and_doubles_nothing(
     # Equal weights mean that every prompt was used once, with the answer that the lost engine would have given.
     assert_same_weights(folder / "runs" / "engine" / "model", undisturbed / "model")
     assert "going on from" not in output  # the engine was replaced; nothing was rebuilt
+
+
+def test_sigkill_of_a_policy_rank_rebuilds_the_roles_from_the_last_checkpoint(
+    undisturbed: Path, folder: Path, ray_head: dict[str, str]
+) -> None:
+    process = subprocess.Popen(
+        command(folder, "rank"), env=ray_head, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(lambda: len(steps(folder, "rank")) >= 3, process)
+    os.kill(processes_of("PolicyRank")[1], signal.SIGKILL)
+    for frozen in processes_of("Re"):  # reference and reward: Ray starts them again by itself
+        os.kill(frozen, signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-4000:]
+    assert "rebuilding all roles" in output
+    assert steps(folder, "rank") == list(range(1, ITERATIONS + 1))
+    assert_same_weights(folder / "runs" / "rank" / "model", undisturbed / "model")
 
 
 def test_impossible_resources_are_refused_within_seconds(folder: Path, ray_head: dict[str, str]) -> None:
