@@ -7,12 +7,13 @@ ray="$project/.venv/bin/ray"
 port=${SAFEVL_RAY_PORT:-6399}
 dashboard=${SAFEVL_DASHBOARD_PORT:-8299}
 export RAY_AUTH_MODE=token
+export PATH="$project/.venv/bin:$PATH"  # a submitted job calls plain `python`
 export RAY_worker_niceness=0  # this machine is the cluster: its workers are not background work
 
 alive() { [ -f "$state/pids" ] && for pid in $(cat "$state/pids"); do kill -0 "$pid" 2>/dev/null || return 1; done; }
 
-# Every process that the head started, found by its session folder: `ray stop` would end other projects' clusters too.
-members() { pgrep -f -- "$state/session" || true; }
+# A process and everything below it: Ray's agents rename themselves, so their command line does not tell whose they are.
+family() { for pid in "$@"; do echo "$pid"; family $(pgrep -P "$pid" || true); done; }
 
 start() {
     mkdir -p "$state"
@@ -32,19 +33,18 @@ start() {
         exit 1
     fi
     pgrep -f -- "$session" > "$state/pids"
-    touch "$state/ours"
 }
 
 stop() {
     [ -f "$state/session_folder" ] || return 0
     session=$(cat "$state/session_folder")
-    pids=$(pgrep -f -- "$session" || true)
-    [ -z "$pids" ] || kill $pids 2>/dev/null || true
+    pids=$(family $(pgrep -f -- "$session" || true) | sort -u)
+    [ -z "$pids" ] || kill $pids 2> /dev/null || true
     for _ in 1 2 3 4 5 6 7 8 9 10; do
-        pgrep -f -- "$session" > /dev/null || break
+        [ -n "$pids" ] && ps -o stat= -p $(echo $pids | tr ' ' ',') | grep -qv Z || break
         sleep 0.3
     done
-    pkill -KILL -f -- "$session" 2>/dev/null || true
+    [ -z "$pids" ] || kill -KILL $pids 2> /dev/null || true
     rm -rf "$session" "$state"
 }
 
