@@ -160,7 +160,7 @@ POSITION = Phrasings(
     ),
 )
 ITEM = Phrasings(
-    easy=("What is in this picture?", "What thing do you see?", "What kind of thing is shown here?"),
+    easy=("What is in this picture?", "Which thing do you see?", "What kind of thing is shown here?"),
     hardq=(
         "My friend cannot see the picture, so what thing is shown?",
         "If you look closely, what thing do you see here?",

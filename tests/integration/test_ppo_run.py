@@ -28,7 +28,7 @@ ITERATIONS = 5
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small world, a random policy and a random reward model."""
     folder = tmp_path_factory.mktemp("ppo")
-    sizes = WorldSizes(train_images=12, val_images=3, test_images=6, sft=4, pairs_train=8, pairs_val=3, test_prompts=4)
+    sizes = WorldSizes(train_images=12, val_images=4, test_images=8, sft=4, pairs_train=8, pairs_val=3, test_prompts=4)
     write_world(folder / "world", 0, sizes)
     tiny_model(folder / "policy")
     tiny_reward_model(folder / "reward")
