@@ -87,10 +87,6 @@ class Group:
         address = wait(self.role, [self.actors[0].address.remote()])[0]
         wait(self.role, self.call("join", address, backend))
 
-    def pids(self) -> list[int]:
-        """Process ids, by rank."""
-        return wait(self.role, self.call("ping"))
-
     def kill(self) -> None:
         """End every actor at once."""
         for actor in self.actors:

@@ -40,11 +40,6 @@ def wait(role: str, refs: Sequence[Any]) -> list[Any]:
         raise WorkerLostError(role, str(error).splitlines()[0]) from None
 
 
-def first(results: list[T]) -> T:
-    """Merge for verbs whose answer every rank knows."""
-    return results[0]
-
-
 def nothing(results: list[Any]) -> None:
     """Merge for verbs without an answer."""
 

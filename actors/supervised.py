@@ -9,7 +9,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from rlhf.checkpoint import RunFolder
+from rlhf.checkpoint import RunFolder, local_path
 from rlhf.data.rejected import RejectedRows
 from rlhf.errors import SafeVLError
 from rlhf.supervised import SupervisedConfig
@@ -72,17 +72,10 @@ def _train(config: SupervisedConfig, build: Build[Any]) -> dict[str, float]:
     try:
         learner, task = build(config, RejectedRows(folder.path / "rejected.jsonl" if folder else None))
         results = train(config, task, learner, folder)
-        task.export(learner, run_path(config) / "model")
+        task.export(learner, local_path(config.run) / "model")
         if folder:
             folder.mark_complete()
         return results
     finally:
         if folder:
             folder.close()
-
-
-def run_path(config: SupervisedConfig) -> Any:
-    """The run folder of a configuration."""
-    from rlhf.checkpoint import local_path
-
-    return local_path(config.run)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from rlhf.checkpoint import discard
 from rlhf.config import Config, RunConfig, describe, load
-from rlhf.errors import SafeVLError
+from rlhf.errors import ConfigError, SafeVLError
 
 JobConfig = TypeVar("JobConfig", bound=Config)
 
@@ -26,8 +26,6 @@ def main(schema: type[JobConfig], run: Callable[[JobConfig], object], about: str
     parser.add_argument("--fresh", action="store_true", help="discard an existing run of this name and begin again")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the file")
     arguments = parser.parse_args()
-    from rlhf.errors import ConfigError
-
     try:
         config = load(schema, arguments.config, arguments.overrides)
         run_section = getattr(config, "run", None)

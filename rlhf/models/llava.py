@@ -188,14 +188,13 @@ def _detach_tower(vlm: Any) -> nn.Module:
 
 
 def _set_trainable(vlm: Any, trainable: TrainableConfig | None) -> None:
-    chosen = trainable or None
     for name, parameter in vlm.named_parameters():
-        if chosen is None:
+        if trainable is None:
             learns = False
         elif name.startswith("model.vision_tower."):
-            learns = chosen.vision_tower
+            learns = trainable.vision_tower
         elif name.startswith("model.multi_modal_projector."):
-            learns = chosen.projector
+            learns = trainable.projector
         else:
-            learns = chosen.language_model
+            learns = trainable.language_model
         parameter.requires_grad_(learns)
