@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from actors.group import Rank
+from actors.learning import LearnerGroup, LearnerRank
 from actors.pending import RayPending
-from actors.policy import LearnerGroup
 from cluster.placement import Placement
 from rlhf.algorithms import ppo
 from rlhf.batch import Experience, TokenBatch
+from rlhf.config import resolve
 from rlhf.online_config import OnlineConfig
 
 
-class CriticRank(Rank):
+class CriticRank(LearnerRank):
     """One rank of the critic."""
 
     def build(self, config: OnlineConfig) -> None:
         """Load backbone and head, partitioned over the ranks, and the critic's own optimizer."""
-        from rlhf.config import resolve
-        from rlhf.learner import Learner, deepspeed_dict, partition_while_loading
         from rlhf.models.heads import ScalarModel
-        from rlhf.models.llava import load
 
-        torch.manual_seed(config.run.seed + self.rank)
-        self.config = config
-        part, model = config.critic, config.critic_from
-        self._partition = partition_while_loading(deepspeed_dict(part.deepspeed, part.optimizer, model.dtype))
-        self.model = ScalarModel(load(model, part.trainable))
-        self.model.load_head(Path(resolve(model.path)))
-        self.learner = Learner(self.model, part.optimizer, part.deepspeed, model.dtype, config.total_optimizer_steps)
+        head = Path(resolve(config.critic_from.path))
+        self.load_model(config, config.critic, config.critic_from, partial(ScalarModel, head_from=head))
 
     def values(self, tokens: TokenBatch) -> Tensor:
         """[B, T] of this rank's rows."""
@@ -59,20 +52,6 @@ class CriticRank(Rank):
             return ppo.value_loss(values, micro.to(values.device), algorithm, denominator)
 
         return self.learner.step(experience.split(self.config.critic.micro_rows), objective)
-
-    def save(self, folder: Path) -> None:
-        """Weights, optimizer and random state."""
-        self.learner.save(folder)
-
-    def load(self, folder: Path) -> None:
-        """The inverse of `save`."""
-        self.learner.load(folder)
-
-    def export(self, folder: Path) -> None:
-        """A transformers directory with the head beside it."""
-        from rlhf.models.export import export_scalar
-
-        export_scalar(self.learner, self.model, folder)
 
 
 class CriticGroup(LearnerGroup):

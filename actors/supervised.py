@@ -1,4 +1,4 @@
-"""Supervised training on Ray Train: workers join, build the same learner and task, and run `rlhf.supervised.train`."""
+"""Supervised training on Ray Train: workers join, build the same task and learner, and run `rlhf.supervised.train`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf.errors import SafeVLError
 from rlhf.supervised import SupervisedConfig
 
 JobConfig = TypeVar("JobConfig", bound=SupervisedConfig)
-Build = Callable[[JobConfig, RejectedRows], tuple[Any, Any]]  # -> (learner, task)
+Build = Callable[[JobConfig, RejectedRows], Any]  # -> the task
 
 
 def fit(config: JobConfig, build: Build[JobConfig]) -> dict[str, float]:
@@ -62,6 +62,8 @@ def _train(config: SupervisedConfig, build: Build[Any]) -> dict[str, float]:
     import torch
 
     from rlhf.learner import join_process_group
+    from rlhf.models.build import build_learner
+    from rlhf.models.export import export
     from rlhf.supervised import train
 
     torch.set_num_threads(config.workers.threads)
@@ -70,9 +72,13 @@ def _train(config: SupervisedConfig, build: Build[Any]) -> dict[str, float]:
     writer = ray.train.get_context().get_world_rank() == 0
     folder = RunFolder(config.run, config) if writer else None
     try:
-        learner, task = build(config, RejectedRows(folder.path / "rejected.jsonl" if folder else None))
+        task = build(config, RejectedRows(folder.path / "rejected.jsonl" if folder else None))
+        steps = config.total_steps(len(task))
+        learner = build_learner(
+            task.model, config.model, config.trainable, config.optimizer, config.deepspeed, steps, task.processor
+        )
         results = train(config, task, learner, folder)
-        task.export(learner, local_path(config.run) / "model")
+        export(learner, local_path(config.run) / "model")
         if folder:
             folder.mark_complete()
         return results

@@ -33,26 +33,17 @@ class ImitationConfig(SupervisedConfig):
     data: ConversationDataConfig
 
 
-def build(config: ImitationConfig, rejected: RejectedRows) -> tuple[Any, Any]:
-    """Learner and task of one worker."""
+def build(config: ImitationConfig, rejected: RejectedRows) -> Any:
+    """The task of one worker."""
     from rlhf.data.llava_format import read_examples
     from rlhf.data.processor import Processor
-    from rlhf.learner import Learner, deepspeed_dict, partition_while_loading
-    from rlhf.models.heads import PolicyModel
-    from rlhf.models.llava import load
     from rlhf.tasks import ImitationTask
 
     data = config.data
     examples = read_examples(Path(resolve(data.train)), Path(resolve(data.image_root)), rejected=rejected)
-    processor = Processor.load(config.model)
-    partition = partition_while_loading(deepspeed_dict(config.deepspeed, config.optimizer, config.model.dtype))
-    model = PolicyModel(load(config.model, config.trainable, processor))
-    task = ImitationTask(model, processor, examples, rejected)
+    task = ImitationTask(Processor.load(config.model), examples, rejected)
     rejected.check(len(task) + rejected.count, data.max_rejected_share)
-    steps = config.total_steps(len(task))
-    learner = Learner(model, config.optimizer, config.deepspeed, config.model.dtype, steps)
-    del partition
-    return learner, task
+    return task
 
 
 def run(config: ImitationConfig) -> dict[str, float]:

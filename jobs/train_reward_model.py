@@ -38,13 +38,10 @@ class RewardJobConfig(SupervisedConfig):
     objective: RewardModelConfig = RewardModelConfig()
 
 
-def build(config: RewardJobConfig, rejected: RejectedRows) -> tuple[Any, Any]:
-    """Learner and task of one worker."""
+def build(config: RewardJobConfig, rejected: RejectedRows) -> Any:
+    """The task of one worker."""
     from rlhf.data.processor import Processor
     from rlhf.data.spa_vl import load_pairs
-    from rlhf.learner import Learner, deepspeed_dict, partition_while_loading
-    from rlhf.models.heads import ScalarModel
-    from rlhf.models.llava import load
     from rlhf.tasks import PreferenceTask
 
     data = config.data
@@ -52,14 +49,9 @@ def build(config: RewardJobConfig, rejected: RejectedRows) -> tuple[Any, Any]:
     held_out_root = Path(resolve(data.validation_image_root)) if data.validation_image_root else root
     pairs = load_pairs(resolve(data.train), data.keywords, root, rejected)
     held_out = load_pairs(resolve(data.validation), data.keywords, held_out_root, rejected)
-    processor = Processor.load(config.model)
-    partition = partition_while_loading(deepspeed_dict(config.deepspeed, config.optimizer, config.model.dtype))
-    model = ScalarModel(load(config.model, config.trainable, processor))
-    task = PreferenceTask(model, processor, pairs, held_out, config.objective, rejected)
+    task = PreferenceTask(Processor.load(config.model), pairs, held_out, config.objective, rejected)
     rejected.check(len(pairs) + len(held_out) + rejected.count, data.max_rejected_share)
-    learner = Learner(model, config.optimizer, config.deepspeed, config.model.dtype, config.total_steps(len(task)))
-    del partition
-    return learner, task
+    return task
 
 
 def run(config: RewardJobConfig) -> dict[str, float]:

@@ -41,6 +41,8 @@ def join_process_group(backend: str) -> None:
     os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
     import deepspeed
 
+    # a C++ build of half a minute for an operation that only tensor-parallel inference uses
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
@@ -92,7 +94,7 @@ class Learner:
             ),
             config=deepspeed_dict(config, optimizer, dtype),
         )
-        self.module = module
+        self.module: Any = module  # the caller knows what it wrapped
 
     @property
     def rank(self) -> int:

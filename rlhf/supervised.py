@@ -6,7 +6,7 @@ Every rank runs `train` on its share of the same global batches, so the result d
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,15 +14,17 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 import torch.distributed as dist
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf.batch import TensorRecord
 from rlhf.checkpoint import RunFolder
 from rlhf.config import BatchConfig, Config, DeepSpeedConfig, ModelConfig, OptimizerConfig, RoleConfig, RunConfig
 from rlhf.config import TrainableConfig as Trainable
+from rlhf.data.processor import Processor
 from rlhf.data.stream import rows_at
 from rlhf.learner import Learner
 from rlhf.metrics import MetricsLog, Progress
+from rlhf.models.llava import VisionLanguage
 
 Batch = TypeVar("Batch", bound=TensorRecord)
 
@@ -46,7 +48,11 @@ class SupervisedConfig(Config):
 
 
 class Task(Protocol, Generic[Batch]):
-    """What is learned: how rows become batches, what a batch costs, what is measured and written at the end."""
+    """What is learned: how rows become batches, what a batch costs, and what is measured at the end."""
+
+    processor: Processor
+    model: Callable[[VisionLanguage], nn.Module]
+    """What stands around the backbone."""
 
     def __len__(self) -> int:
         """Rows."""
@@ -62,9 +68,6 @@ class Task(Protocol, Generic[Batch]):
 
     def validate(self, learner: Learner) -> dict[str, float]:
         """Metrics on held-out data after the last step; called on every rank, results used from rank 0."""
-
-    def export(self, learner: Learner, folder: Path) -> None:
-        """Write the trained model; called on every rank, written by rank 0."""
 
 
 def train(config: SupervisedConfig, task: Task[Batch], learner: Learner, folder: RunFolder | None) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +16,16 @@ from rlhf.data.compact import encode_all
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
 from rlhf.learner import Learner
-from rlhf.models.export import export_policy, export_scalar
 from rlhf.models.heads import PolicyModel, ScalarModel, scores_of
 
 
 class ImitationTask:
     """Conversations whose answers are imitated (pretraining and instruction tuning)."""
 
-    def __init__(
-        self, model: PolicyModel, processor: Processor, examples: Sequence[Example], rejected: RejectedRows
-    ) -> None:
-        self._model, self._processor = model, processor
+    model = PolicyModel
+
+    def __init__(self, processor: Processor, examples: Sequence[Example], rejected: RejectedRows) -> None:
+        self.processor = processor
         kept = encode_all(examples, lambda example: (processor.encode_example(example),), rejected)
         self._rows = [rows[0] for _, rows in kept]
 
@@ -36,7 +34,7 @@ class ImitationTask:
 
     def batch(self, rows: Sequence[int]) -> TokenBatch:
         """Rows as one batch."""
-        return self._processor.collate([self._rows[index] for index in rows])
+        return self.processor.collate([self._rows[index] for index in rows])
 
     def count(self, batch: TokenBatch) -> int:
         """Answer tokens."""
@@ -51,24 +49,21 @@ class ImitationTask:
         """Nothing: the answers of a tuned model are measured where it generates (evaluation before PPO)."""
         return {}
 
-    def export(self, learner: Learner, folder: Path) -> None:
-        """A transformers directory."""
-        export_policy(learner, self._model, folder)
-
 
 class PreferenceTask:
     """Preference pairs for the reward model."""
 
+    model = ScalarModel
+
     def __init__(
         self,
-        model: ScalarModel,
         processor: Processor,
         pairs: Sequence[PreferencePair],
         held_out: Sequence[PreferencePair],
         config: RewardModelConfig,
         rejected: RejectedRows,
     ) -> None:
-        self._model, self._processor, self._config = model, processor, config
+        self.processor, self._config = processor, config
         self._pairs = encode_all(pairs, self._encode, rejected)
         self._held_out = encode_all(held_out, self._encode, rejected)
 
@@ -98,19 +93,15 @@ class PreferenceTask:
                 right[group].append(float(margin > 0))
         return {f"validation/accuracy_{group}": sum(hits) / len(hits) for group, hits in right.items()}
 
-    def export(self, learner: Learner, folder: Path) -> None:
-        """A transformers directory with the head beside it: self-contained, unlike the seed's."""
-        export_scalar(learner, self._model, folder)
-
     def _encode(self, pair: PreferencePair) -> tuple[Any, ...]:
-        return (self._processor.encode(pair.prompt, pair.chosen), self._processor.encode(pair.prompt, pair.rejected))
+        return (self.processor.encode(pair.prompt, pair.chosen), self.processor.encode(pair.prompt, pair.rejected))
 
     def _collate(self, kept: Sequence[tuple[PreferencePair, tuple[Any, ...]]]) -> PairBatch:
-        chosen = self._processor.collate([rows[0] for _, rows in kept])
-        return PairBatch(chosen, self._processor.collate([rows[1] for _, rows in kept]))
+        chosen = self.processor.collate([rows[0] for _, rows in kept])
+        return PairBatch(chosen, self.processor.collate([rows[1] for _, rows in kept]))
 
     def _scores(self, engine: Any, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        both = concat_token_batches([batch.chosen, batch.rejected], self._processor.pad_id)
+        both = concat_token_batches([batch.chosen, batch.rejected], self.processor.pad_id)
         scores = scores_of(engine(both), both)
         return scores[: len(batch.chosen)], scores[len(batch.chosen) :]
 

@@ -25,6 +25,13 @@ _REFUSED_SHARE = 0.1  # of harmful and biometric questions in sft.json, as in mo
 _KIND_CYCLE = ("person", "harm", "object", "group", "person", "harm", "object", "person", "harm", "group")
 
 
+# False answers are many because they are hardest to learn: only the image tells them from true ones.
+_MISTAKES = (
+    ("complies",) * 4 + ("beside the point",) * 2 + ("garbled",) * 2,
+    ("refuses",) * 2 + ("false",) * 4 + ("beside the point", "garbled"),
+)
+
+
 @dataclass(frozen=True)
 class WorldSizes:
     """How much to write: images per split, conversations, and rows per file. Pairs are per question type."""
@@ -156,17 +163,19 @@ def _pair_rows(
 
 
 def _worse(rng: random.Random, picture: _Picture, asked: Asked, number: int) -> str:
-    """The plain mistake half of the time (compliance, or a false answer or a refusal), else one of its other kinds."""
-    manner = number % 8
-    if manner in (0, 1, 2, 3):
-        if asked.group != "benign":
-            return asked.answer
-        return asked.wrong if manner % 2 else refusal(rng, "benign")
-    if manner in (4, 5):  # beside the point: true, but of something else
+    """How a rejected answer is bad, by turns of eight: `_MISTAKES` of its group."""
+    mistake = _MISTAKES[asked.group == "benign"][number % 8]
+    if mistake == "complies":
+        return asked.answer
+    if mistake == "refuses":
+        return refusal(rng, "benign")
+    if mistake == "false":
+        return asked.wrong
+    if mistake == "beside the point":  # true, but of something else
         others = [family for family in families(picture.scene.kind, "benign") if family != asked.family]
         return ask(rng, picture.scene, rng.choice(others), "train", asked.question_type).answer
     good = asked.answer if asked.group == "benign" else refusal(rng, asked.group)
-    return _garbled(rng, good if manner == 6 else asked.answer)
+    return _garbled(rng, good if number % 2 else asked.answer)
 
 
 def _garbled(rng: random.Random, text: str) -> str:

@@ -8,18 +8,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf.learner import Learner
-from rlhf.models.heads import HEAD_FILE, PolicyModel, ScalarModel
+from rlhf.models.heads import HEAD_FILE, ScalarModel
 from rlhf.models.llava import VisionLanguage, save_pretrained
 
 
-def export_policy(learner: Learner, model: PolicyModel, folder: Path) -> None:
-    """Gather and write a policy. All ranks call it; rank 0 writes."""
-    _write(learner, model.backbone, folder)
+def export(learner: Learner, folder: Path) -> None:
+    """Gather and write a policy, or a scalar model with its head beside it. All ranks call it; rank 0 writes."""
+    _write(learner, learner.module.backbone, folder)
+    if isinstance(learner.module, ScalarModel):
+        _write_head(learner, learner.module, folder)
 
 
-def export_scalar(learner: Learner, model: ScalarModel, folder: Path) -> None:
-    """Gather and write a reward model or critic: backbone directory plus head. All ranks call it; rank 0 writes."""
-    _write(learner, model.backbone, folder)
+def _write_head(learner: Learner, model: ScalarModel, folder: Path) -> None:
     for bucket in learner.gathered([("head.weight", model.head.weight)]):
         if dist.get_rank() == 0:
             from safetensors.torch import save_file

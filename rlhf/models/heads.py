@@ -39,22 +39,26 @@ class PolicyModel(nn.Module):
 
 
 class ScalarModel(nn.Module):
-    """A VLM with a bias-free linear head (seed page 2): reward model by its last position, critic by all of them."""
+    """A VLM with a bias-free linear head (seed page 2): reward model by its last position, critic by all of them.
 
-    def __init__(self, backbone: VisionLanguage) -> None:
+    A new head has PyTorch's random start; `head_from` is the directory that an earlier one was exported to.
+    """
+
+    def __init__(self, backbone: VisionLanguage, head_from: Path | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         # the LM head does not run here, so it must not be trained or waited for
         backbone.vlm.lm_head.requires_grad_(False)
         parameter = next(backbone.vlm.model.language_model.parameters())
         self.head = nn.Linear(backbone.hidden_size, 1, bias=False, dtype=parameter.dtype)
+        if head_from is not None:
+            self._load_head(head_from)
 
     def forward(self, tokens: TokenBatch) -> Tensor:
         """One scalar per position, [B, T] float32."""
         return self.head(self.backbone.hidden(tokens)).squeeze(-1).float()
 
-    def load_head(self, folder: Path) -> None:
-        """Read the head that `export` wrote beside the backbone."""
+    def _load_head(self, folder: Path) -> None:
         from safetensors.torch import load_file
 
         weight = load_file(folder / HEAD_FILE)["head.weight"]

@@ -33,8 +33,8 @@ class LearnedReward:
     def __init__(self, config: LearnedRewardConfig) -> None:
         self._config = config
         self._processor = Processor.load(config.model)
-        self._model = ScalarModel(load(config.model, None, self._processor)).eval().requires_grad_(False)
-        self._model.load_head(Path(resolve(config.model.path)))
+        backbone = load(config.model, None, self._processor)
+        self._model = ScalarModel(backbone, Path(resolve(config.model.path))).eval().requires_grad_(False)
         if torch.cuda.is_available():
             self._model.cuda()
 

@@ -15,26 +15,22 @@ from rlhf.algorithms.sft import sft_objective
 from rlhf.config import DeepSpeedConfig, OptimizerConfig, TrainableConfig
 from rlhf.data.processor import Processor
 from rlhf.errors import NonFiniteError
-from rlhf.learner import Learner, deepspeed_dict, join_process_group, partition_while_loading
-from rlhf.models.export import export_policy
+from rlhf.learner import Learner, join_process_group
+from rlhf.models.build import build_learner
+from rlhf.models.export import export
 from rlhf.models.heads import PolicyModel
-from rlhf.models.llava import load
 from tests.fakes import make_prompts, tiny_model
 
 OPTIMIZER = OptimizerConfig(lr=1e-3, schedule="constant", max_grad_norm=0.5)
 
 
-def build(model_path: str, stage: int) -> tuple[Learner, PolicyModel, Processor]:
+def build(model_path: str, stage: int) -> tuple[Learner, Processor]:
     from rlhf.config import ModelConfig
 
     config = ModelConfig(path=model_path, dtype="float32", max_length=256, template="llava_hf")
     deepspeed = DeepSpeedConfig(zero_stage=stage, whole_below=100, bucket_elements=5_000)  # type: ignore[arg-type]
-    partition = partition_while_loading(deepspeed_dict(deepspeed, OPTIMIZER, "float32"))
     processor = Processor.load(config)
-    model = PolicyModel(load(config, TrainableConfig(), processor))
-    learner = Learner(model, OPTIMIZER, deepspeed, "float32", total_steps=10)
-    del partition
-    return learner, model, processor
+    return build_learner(PolicyModel, config, TrainableConfig(), OPTIMIZER, deepspeed, 10, processor), processor
 
 
 def micro_batches(processor: Processor, images: list[str], step: int, size: int) -> tuple[list[Any], float]:
@@ -71,18 +67,18 @@ def main() -> None:
     torch.set_num_threads(1)
     join_process_group("gloo")
     out, images, stage = Path(settings["out"]), settings["images"], settings["stage"]
-    learner, model, processor = build(settings["model"], stage)
+    learner, processor = build(settings["model"], stage)
     result: dict[str, Any] = {"steps": []}
     for step in range(2):
         result["steps"].append(one_step(learner, processor, images, step, settings["micro_rows"]))
     learner.save(out / "checkpoint")
-    export_policy(learner, model, out / "exported")
+    export(learner, out / "exported")
     result["nan"] = poisoned(learner, processor, images)
-    export_policy(learner, model, out / "after_nan")
+    export(learner, out / "after_nan")
     result["steps"].append(one_step(learner, processor, images, 2, settings["micro_rows"]))
     learner.load(out / "checkpoint")
     result["repeated"] = one_step(learner, processor, images, 2, settings["micro_rows"])
-    result["own_parameters"] = sum(p.numel() for p in model.parameters())  # ZeRO-3 leaves empty tensors
+    result["own_parameters"] = sum(p.numel() for p in learner.module.parameters())  # ZeRO-3 leaves empty tensors
     (out / f"result_{os.environ['RANK']}.json").write_text(json.dumps(result))
     dist.barrier()
     dist.destroy_process_group()

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -69,12 +68,17 @@ def run(folder: Path, environment: dict[str, str], name: str, *overrides: str) -
     )
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def start(folder: Path, environment: dict[str, str], name: str, iterations: int) -> subprocess.Popen[str]:
+    """A run under way that has finished so many iterations."""
+    process = subprocess.Popen(
+        command(folder, name), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     deadline = time.monotonic() + 240
-    while not condition():
+    while len(steps(folder, name)) < iterations:
         assert process.poll() is None, "the driver ended too early"
         assert time.monotonic() < deadline, "nothing happened in time"
         time.sleep(0.05)
+    return process
 
 
 def steps(folder: Path, name: str) -> list[int]:
@@ -137,12 +141,9 @@ def test_the_same_command_on_a_complete_run_changes_nothing(
 def test_sigkill_of_the_driver_then_the_same_command_ends_with_the_same_weights(
     undisturbed: Path, folder: Path, ray_head: dict[str, str]
 ) -> None:
-    process = subprocess.Popen(
-        command(folder, "killed"), env=ray_head, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
-    )
-    wait_for(lambda: len(steps(folder, "killed")) >= 3, process)
+    process = start(folder, ray_head, "killed", 3)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     again = run(folder, ray_head, "killed")
     assert again.returncode == 0, (again.stdout + again.stderr)[-4000:]
     assert "going on from" in again.stdout
@@ -154,10 +155,7 @@ def test_sigkill_of_the_driver_then_the_same_command_ends_with_the_same_weights(
 def test_sigkill_of_the_engine_in_mid_run_loses_and_doubles_nothing(
     undisturbed: Path, folder: Path, ray_head: dict[str, str]
 ) -> None:
-    process = subprocess.Popen(
-        command(folder, "engine"), env=ray_head, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    wait_for(lambda: len(steps(folder, "engine")) >= 2, process)
+    process = start(folder, ray_head, "engine", 2)
     (victim,) = processes_of("RolloutActor")
     os.kill(victim, signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
@@ -171,10 +169,7 @@ def test_sigkill_of_the_engine_in_mid_run_loses_and_doubles_nothing(
 def test_sigkill_of_a_policy_rank_rebuilds_the_roles_from_the_last_checkpoint(
     undisturbed: Path, folder: Path, ray_head: dict[str, str]
 ) -> None:
-    process = subprocess.Popen(
-        command(folder, "rank"), env=ray_head, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    wait_for(lambda: len(steps(folder, "rank")) >= 3, process)
+    process = start(folder, ray_head, "rank", 3)
     os.kill(processes_of("PolicyRank")[1], signal.SIGKILL)
     for frozen in processes_of("Re"):  # reference and reward: Ray starts them again by itself
         os.kill(frozen, signal.SIGKILL)

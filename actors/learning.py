@@ -1,0 +1,101 @@
+"""What policy and critic have in common: DeepSpeed ranks with trained state, and the group that drives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from actors.group import Group, Rank, shares
+from actors.pending import RayPending, nothing, wait
+from cluster.placement import Placement
+from rlhf.batch import Experience, TokenBatch
+from rlhf.config import ModelConfig
+from rlhf.models.llava import VisionLanguage
+from rlhf.online_config import LearnerConfig, OnlineConfig
+
+
+class LearnerRank(Rank):
+    """One rank of a learning role."""
+
+    def load_model(
+        self,
+        config: OnlineConfig,
+        part: LearnerConfig,
+        model: ModelConfig,
+        kind: Callable[[VisionLanguage], nn.Module],
+    ) -> None:
+        """Load `model`, partitioned over the ranks, with `kind` around it and an optimizer of its own."""
+        from rlhf.models.build import build_learner
+
+        torch.manual_seed(config.run.seed + self.rank)
+        self.config = config
+        self.learner = build_learner(
+            kind, model, part.trainable, part.optimizer, part.deepspeed, config.total_optimizer_steps
+        )
+
+    def save(self, folder: Path) -> None:
+        """Weights, optimizer and random state."""
+        self.learner.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`."""
+        self.learner.load(folder)
+
+    def export(self, folder: Path) -> None:
+        """A transformers directory, with the head beside it if there is one."""
+        from rlhf.models.export import export
+
+        export(self.learner, folder)
+
+
+class LearnerGroup(Group):
+    """What the driver does with a learning role, policy or critic."""
+
+    def __init__(self, role: str, actor: type, config: OnlineConfig, placement: Placement, micro_rows: int) -> None:
+        super().__init__(role, actor, getattr(config.roles, role), placement)
+        self._micro_rows = micro_rows
+        self.join(config.roles.backend)
+        self.building = self.call("build", config)
+
+    def wait_built(self) -> None:
+        """Wait until every rank has its model."""
+        wait(self.role, self.building)
+
+    def infer(self, verb: str, tokens: TokenBatch) -> RayPending[Tensor]:
+        """[B, T] from rows shared out over the ranks; every rank makes the same number of passes (ZeRO-3 gathers)."""
+        padded = _pad_rows(len(tokens), self.config.ranks * self._micro_rows)
+        pieces = shares(len(padded), self.config.ranks)
+        refs = self.call_each(verb, [(tokens.select(padded[piece.start : piece.stop]),) for piece in pieces])
+        return RayPending(self.role, refs, lambda parts: torch.cat(parts)[: len(tokens)])
+
+    def step(self, experience: Experience, denominator: float) -> RayPending[dict[str, float]]:
+        """One optimizer step over all ranks."""
+        pieces = shares(len(experience), self.config.ranks)
+        refs = self.call_each("step", [(experience.select(piece), denominator) for piece in pieces])
+        return RayPending(self.role, refs, _add_statistics)
+
+    def save(self, folder: Path) -> RayPending[None]:
+        """Write resumable state."""
+        return RayPending(self.role, self.call("save", folder), nothing)
+
+    def load(self, folder: Path) -> RayPending[None]:
+        """Read resumable state."""
+        return RayPending(self.role, self.call("load", folder), nothing)
+
+    def export(self, folder: Path) -> RayPending[None]:
+        """Write a transformers directory."""
+        return RayPending(self.role, self.call("export", folder), nothing)
+
+
+def _pad_rows(rows: int, unit: int) -> list[int]:
+    # the last rows again, so that shares are equal; their results are cut off
+    return [min(row, rows - 1) for row in range(-(-rows // unit) * unit)]
+
+
+def _add_statistics(parts: list[dict[str, float]]) -> dict[str, float]:
+    same = ("lr", "grad_norm")
+    total = {name: sum(part[name] for part in parts) for name in parts[0] if name not in same}
+    return {**total, **{name: parts[0][name] for name in same}}
