@@ -14,7 +14,8 @@ run: setup
 	@began=$$SECONDS; owned=; \
 	if cluster/local.sh running; then echo "using the Ray head that is running"; else owned=1; fi; \
 	trap '[ -z "$$owned" ] || cluster/local.sh stop' EXIT; \
-	address=$$(cluster/local.sh start); \
+	$(MAKE) --no-print-directory world & world=$$!; \
+	address=$$(cluster/local.sh start); wait $$world; \
 	RAY_ADDRESS=auto $(MAKE) --no-print-directory stages; \
 	RAY_ADDRESS=$$address .venv/bin/ray job submit --working-dir . -- \
 	    python jobs/ppo_spa_vl.py --config $(CONFIGS)/ppo.yaml $(if $(FRESH),--fresh); \
@@ -24,7 +25,8 @@ setup:
 	@cluster/install.sh
 
 # Each stage is a file that the next one needs; a stage that died goes on from its last checkpoint.
-.PHONY: stages
+.PHONY: stages world
+world: $(TINY)/world/untrained_model/config.json
 stages: $(TINY)/reward_model/COMPLETE
 
 $(TINY)/world/untrained_model/config.json: $(CONFIGS)/world.yaml

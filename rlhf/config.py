@@ -67,6 +67,8 @@ class ModelConfig(Config):
     """Pad images to a square with the CLIP mean colour before the image processor, as LLaVA does."""
     feature_cache_mb: int = Field(default=1024, ge=0)
     """Memory for cached features of a frozen vision tower, per process."""
+    feature_store: str | None = None
+    """Folder ("./x" or absolute) that keeps these features for all roles and later runs; unset: memory only."""
 
 
 class TrainableConfig(Config):

@@ -116,6 +116,15 @@ class Processor:
         """[3, H, W] float32, normalised."""
         return self.image_processor(self.image(path), return_tensors="pt")["pixel_values"][0]
 
+    def image_settings(self) -> str:
+        """Everything that decides an image's pixels, as one line."""
+        return f"{self.image_processor.to_json_string()} pad_to_square={self.config.pad_to_square}"
+
+    @property
+    def feature_store(self) -> Path | None:
+        """Where features of a frozen tower are kept, if anywhere."""
+        return Path(resolve(self.config.feature_store)) if self.config.feature_store else None
+
     def save(self, folder: Path) -> None:
         """Write tokenizer, image processor and chat template beside a model, as transformers and vLLM expect them."""
         from transformers import AutoProcessor

@@ -7,8 +7,7 @@ never gathers it, and a rank whose batch has no image cannot leave the others wa
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +18,10 @@ from rlhf.batch import TokenBatch
 from rlhf.config import ModelConfig, TrainableConfig, resolve
 from rlhf.data.processor import Processor
 from rlhf.errors import ConfigError, DataError
+from rlhf.models.features import FrozenTower, TensorCache
 from rlhf.models.keys import to_hub
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class TensorCache:
-    """Tensors by key, kept on the CPU, least recently used dropped beyond `limit` bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._size = limit, 0
-        self._items: OrderedDict[str, Tensor] = OrderedDict()
-
-    def get(self, key: str, make: Callable[[str], Tensor]) -> Tensor:
-        """The tensor of `key`, made if it is not there."""
-        if key in self._items:
-            self._items.move_to_end(key)
-            return self._items[key]
-        value = make(key).cpu()
-        self._items[key] = value
-        self._size += value.nbytes
-        while self._size > self._limit and self._items:
-            self._size -= self._items.popitem(last=False)[1].nbytes
-        return value
-
-
-class FrozenTower:
-    """A vision tower that never learns, with a cache of what it saw.
-
-    Images are encoded one at a time: a batched kernel rounds differently for different batch sizes, and then a resumed
-    run would not equal an undisturbed one.
-    """
-
-    def __init__(self, tower: nn.Module, config: Any, processor: Processor, cache_bytes: int) -> None:
-        self._tower = tower.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
-        self._config, self._processor = config, processor
-        self._cache = TensorCache(cache_bytes)
-        self.forwards = 0
-
-    def features(self, paths: Sequence[str]) -> Tensor:
-        """[len(paths), tokens, width] on the tower's device: hidden states as the projector expects them."""
-        device = next(self._tower.parameters()).device
-        return torch.stack([self._cache.get(path, self._one).to(device) for path in paths])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Weights under their full names in the model."""
-        return {f"model.vision_tower.{name}": tensor for name, tensor in self._tower.state_dict().items()}
-
-    @torch.no_grad()
-    def _one(self, path: str) -> Tensor:
-        parameter = next(self._tower.parameters())
-        pixels = self._processor.pixels(path)[None].to(parameter.device, parameter.dtype)
-        states = self._tower(pixels, output_hidden_states=True).hidden_states
-        layers = self._config.vision_feature_layer
-        chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
-        if self._config.vision_feature_select_strategy == "default":
-            chosen = [state[:, 1:] for state in chosen]  # drop CLS
-        self.forwards += 1
-        return torch.cat(chosen, dim=-1)[0]
 
 
 class VisionLanguage(nn.Module):
@@ -94,8 +39,13 @@ class VisionLanguage(nn.Module):
         """Width of the hidden states."""
         return int(self.vlm.config.text_config.hidden_size)
 
-    def hidden(self, tokens: TokenBatch) -> Tensor:
-        """[B, T, H] hidden states after the final norm.
+    def hidden(
+        self, tokens: TokenBatch, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """[B, T, H] hidden states after the final norm; an image that several rows share is encoded once.
+
+        `attention_mask` [B, 1, T, T] bool (True: the query sees the key) and `position_ids` [B, T] replace the usual
+        ones of `tokens` for rows that are no plain sequences (rlhf/models/pairs.py); SDPA only.
 
         Placeholders are found in prompts only: a policy may sample the placeholder's id, and then it is an ordinary
         token. A batch without images still runs the projector (and a learning tower) on a blank, times zero: under
@@ -153,7 +103,7 @@ def load(config: ModelConfig, trainable: TrainableConfig | None, processor: Proc
     )
     tower = None
     if trainable is None or not trainable.vision_tower:
-        tower = FrozenTower(_detach_tower(vlm), vlm.config, processor, config.feature_cache_mb * 2**20)
+        tower = FrozenTower(_detach_tower(vlm), vlm.config, processor)
     _set_trainable(vlm, trainable)
     if trainable is not None and trainable.gradient_checkpointing:
         vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,0 +1,67 @@
+"""Architectures that are sized without a download: the `config.json` of hub models, with library defaults written out.
+
+Source: the files of the hub repositories named below (their Llama and CLIP parts are Vicuna-v1.5 and
+openai/clip-vit-large-patch14-336). A test compares the counted parameters with the published totals.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+_CLIP_L_14_336: dict[str, Any] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+_VICUNA_7B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 32064,
+}
+_VICUNA_13B = _VICUNA_7B | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+
+
+def _llava(text: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": 32000,
+        "pad_token_id": 32001,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+        "text_config": text,
+        "vision_config": _CLIP_L_14_336,
+    }
+
+
+_KNOWN = {"llava-hf/llava-1.5-7b-hf": _llava(_VICUNA_7B), "llava-hf/llava-1.5-13b-hf": _llava(_VICUNA_13B)}
+
+
+def known_config(name: str) -> dict[str, Any] | None:
+    """Content of `config.json` of a hub model, None for one that is not described here."""
+    return deepcopy(_KNOWN.get(name))
+
+
+def known_names() -> tuple[str, ...]:
+    """The hub ids that `known_config` describes."""
+    return tuple(_KNOWN)
