@@ -34,6 +34,11 @@ class PolicyRank(LearnerRank):
 
         return torch.cat(self.learner.infer(tokens.split(self.config.policy.micro_rows), forward))
 
+    def reference_logprobs(self, tokens: TokenBatch) -> Tensor:
+        """The same by the policy as it was loaded (LoRA only)."""
+        with self.learner.module.backbone.as_loaded():
+            return self.logprobs(tokens)
+
     def step(self, experience: Experience, denominator: float) -> dict[str, float]:
         """One optimizer step on this rank's rows; statistics are this rank's part of the global means."""
         temperature, algorithm = self.config.sampling.temperature, self.config.algorithm
@@ -45,12 +50,12 @@ class PolicyRank(LearnerRank):
         return self.learner.step(experience.split(self.config.policy.micro_rows), objective)
 
     def stream_weights(self) -> Iterator[Any]:
-        """Every trainable weight under its hub name, as packed buckets; rank 0 yields, the others help to gather."""
-        from rlhf.models.keys import to_hub
+        """Every trained weight (of LoRA the adapter alone), as packed buckets; rank 0 yields, the others help."""
+        from rlhf.models.lora import wire_name
         from rlhf.rollout.weights import pack
 
         named = [(n, p) for n, p in self.learner.module.backbone.vlm.named_parameters() if p.requires_grad]
-        for bucket in self.learner.gathered([(to_hub(name), tensor) for name, tensor in named]):
+        for bucket in self.learner.gathered([(wire_name(name), tensor) for name, tensor in named]):
             if self.rank == 0:
                 yield pack(bucket)
 
@@ -70,12 +75,27 @@ class PolicyGroup(LearnerGroup):
         """[B, T]."""
         return self.infer("logprobs", tokens)
 
+    def reference(self) -> SharedReference:
+        """The reference that this group computes itself."""
+        return SharedReference(self)
+
     def buckets(self) -> Iterator[Any]:
         """References to weight buckets, made as they are taken (at most two wait in the object store)."""
         helpers = [actor.help_stream.remote() for actor in self.actors[1:]]
         options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
         yield from self.actors[0].stream_weights.options(**options).remote()
         wait(self.role, helpers)
+
+
+class SharedReference:
+    """The reference of a LoRA run: the policy's own ranks with their adapters off, so it costs no memory."""
+
+    def __init__(self, policy: PolicyGroup) -> None:
+        self._policy = policy
+
+    def logprobs(self, tokens: TokenBatch) -> RayPending[Tensor]:
+        """[B, T]."""
+        return self._policy.infer("reference_logprobs", tokens)
 
 
 def _widen(tensor: Tensor, width: int) -> Tensor:

@@ -36,7 +36,13 @@ class RolloutActor:
 
         if not torch.cuda.is_available():
             torch.set_num_threads(config.roles.rollout.threads)
-        self._engine = build_engine(config.model, config.rollout, Processor.load(config.model), config.run.seed)
+        self._engine = build_engine(
+            config.model,
+            config.rollout,
+            Processor.load(config.model),
+            config.run.seed,
+            config.policy.trainable.lora,
+        )
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, version: int) -> list[Completion]:
         """Answers of exactly this policy version."""

@@ -55,6 +55,8 @@ class ModelConfig(Config):
 
     path: str
     """"./folder" or absolute: a transformers directory (safetensors); otherwise a hub id."""
+    adapter: str | None = None
+    """PEFT LoRA directory that is merged into the weights after loading."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and arithmetic."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
@@ -71,6 +73,24 @@ class ModelConfig(Config):
     """Folder ("./x" or absolute) that keeps these features for all roles and later runs; unset: memory only."""
 
 
+class LoraConfig(Config):
+    """Low-rank adapters on the language model; the defaults are the seed's numbers (seed page 2)."""
+
+    rank: int = Field(default=256, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(default=512, gt=0)
+    """Adapters are scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapters' inputs."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers of the language model that get one; the LM head never does."""
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / self.rank
+
+
 class TrainableConfig(Config):
     """Which parts learn. A frozen tower is kept outside DeepSpeed and its features are computed once per image."""
 
@@ -79,7 +99,9 @@ class TrainableConfig(Config):
     projector: bool = True
     """Train the multi-modal projector."""
     language_model: bool = True
-    """Train the language model, embeddings and LM head."""
+    """Train the language model, embeddings and LM head; with `lora` its adapters instead."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters and leave the language model's own weights alone."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -87,6 +109,10 @@ class TrainableConfig(Config):
     def _something_learns(self) -> TrainableConfig:
         if not (self.vision_tower or self.projector or self.language_model):
             raise ValueError("nothing is trainable: set at least one of vision_tower, projector, language_model")
+        if self.lora and not self.language_model:
+            raise ValueError("lora puts adapters into the language model: set language_model to true")
+        if self.lora and self.vision_tower:
+            raise ValueError("lora leaves the vision tower alone: set vision_tower to false")
         return self
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +73,18 @@ def partition_while_loading(config: dict[str, Any]) -> object | None:
     from transformers.integrations import HfDeepSpeedConfig
 
     return HfDeepSpeedConfig(config)
+
+
+@contextmanager
+def whole_for_writing(parameter: nn.Parameter | None) -> Iterator[nn.Parameter | None]:
+    """The parameter, gathered if ZeRO-3 has partitioned it; what rank 0 writes is what all ranks keep."""
+    if parameter is None or not hasattr(parameter, "ds_id"):
+        yield parameter
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        yield parameter
 
 
 class Learner:
@@ -142,15 +155,21 @@ class Learner:
                 yield [(name, tensor.detach()) for name, tensor in bucket]
 
     def save(self, folder: Path) -> None:
-        """Weights, optimizer, step count and this rank's random state, sharded as trained."""
+        """Trained weights, optimizer, step count and this rank's random state, sharded as trained."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.engine.save_checkpoint(str(folder), tag="state", client_state={"steps": self.steps}, save_latest=False)
+        self.engine.save_checkpoint(
+            str(folder),
+            tag="state",
+            client_state={"steps": self.steps},
+            save_latest=False,
+            exclude_frozen_parameters=True,  # they are where the model was loaded from
+        )
         torch.save(torch.get_rng_state(), folder / f"rng_{self.rank}.pt")
         dist.barrier()
 
     def load(self, folder: Path) -> None:
         """The inverse of `save`, for the same number of ranks."""
-        path, client = self.engine.load_checkpoint(str(folder), tag="state")
+        path, client = self.engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
         if path is None:
             raise CheckpointError(f"{folder}: DeepSpeed found no state for rank {self.rank}")
         self.steps = int(client["steps"])

@@ -1,4 +1,4 @@
-"""Trained weights as transformers directories."""
+"""Trained weights as transformers directories; after LoRA with the adapter merged, and apart in `adapter/` for PEFT."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
+from rlhf.config import resolve
 from rlhf.learner import Learner
 from rlhf.models.heads import HEAD_FILE, ScalarModel
 from rlhf.models.llava import VisionLanguage, save_pretrained
+from rlhf.models.lora import merged, save_adapter
+
+ADAPTER_FOLDER = "adapter"
 
 
 def export(learner: Learner, folder: Path) -> None:
@@ -33,6 +37,11 @@ def _write(learner: Learner, backbone: VisionLanguage, folder: Path) -> None:
         if dist.get_rank() == 0:
             state.update({name: tensor.cpu().clone() for name, tensor in bucket})
     if dist.get_rank() == 0:
+        if backbone.lora is not None:
+            projector = backbone.vlm.model.multi_modal_projector.linear_1.weight.requires_grad
+            base = resolve(backbone.processor.config.path)
+            save_adapter(state, backbone.lora, base, projector, folder / ADAPTER_FOLDER)
+            state = merged(state, backbone.lora.scale)
         save_pretrained(backbone.vlm.config, backbone.vlm.generation_config, state, folder)
         backbone.processor.save(folder)
     dist.barrier()

@@ -7,7 +7,8 @@ never gathers it, and a rank whose batch has no image cannot leave the others wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.batch import TokenBatch
-from rlhf.config import ModelConfig, TrainableConfig, resolve
+from rlhf.config import LoraConfig, ModelConfig, TrainableConfig, resolve
 from rlhf.data.processor import Processor
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import ConfigError, DataError, TrainingError
 from rlhf.models.features import FrozenTower, TensorCache
 from rlhf.models.keys import to_hub
+from rlhf.models.lora import adapters_off, attach, is_adapter, merge_into
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,6 +35,31 @@ class VisionLanguage(nn.Module):
         self.processor = processor
         self.tower = tower  # no nn.Module, hence no parameters of this module
         self.pixels = TensorCache(processor.config.feature_cache_mb * 2**20)  # for a tower that learns
+        self.lora: LoraConfig | None = None
+        # a tuple, so that this copy is no parameter of this module either
+        self._first_projector: tuple[nn.Module, ...] = ()
+        self._as_first = False
+
+    def adapt(self, lora: LoraConfig, projector: bool) -> None:
+        """Put adapters into the language model; with a projector that will learn, remember it as it is now."""
+        attach(self.vlm.model.language_model, lora)
+        self.lora = lora
+        if projector:
+            self._first_projector = (
+                _whole_copy(self.vlm.model.multi_modal_projector, self.vlm.config).requires_grad_(False),
+            )
+
+    @contextmanager
+    def as_loaded(self) -> Iterator[None]:
+        """Inside, the model computes as it did before training: adapters off, first projector (LoRA only)."""
+        if self.lora is None:
+            raise TrainingError("only a model with LoRA adapters can still compute what it was before training")
+        self._as_first = True
+        try:
+            with adapters_off(self.vlm.model.language_model):
+                yield
+        finally:
+            self._as_first = False
 
     @property
     def hidden_size(self) -> int:
@@ -56,8 +83,11 @@ class VisionLanguage(nn.Module):
         input_ids = tokens.input_ids.to(device)
         paths = [path for path in tokens.images if path is not None]
         embeddings = model.get_input_embeddings()(input_ids)  # [B, T, H]
-        features = self._projected(paths, device)  # [images, visual tokens, H]
+        distinct = {path: place for place, path in enumerate(dict.fromkeys(paths))}
+        features = self._projected(list(distinct), device)  # [images, visual tokens, H]
         if paths:
+            if len(distinct) < len(paths):
+                features = features[[distinct[path] for path in paths]]
             places = (input_ids == self.processor.image_id) & ~tokens.response_mask.to(device)  # [B, T]
             if int(places.sum()) != features.shape[0] * features.shape[1]:
                 raise DataError(f"{int(places.sum())} placeholders for {len(paths)} images x {features.shape[1]}")
@@ -65,7 +95,10 @@ class VisionLanguage(nn.Module):
         elif self.training:
             embeddings = embeddings + 0.0 * features.sum()
         return model.language_model(
-            inputs_embeds=embeddings, attention_mask=tokens.attention_mask.to(device), use_cache=False
+            inputs_embeds=embeddings,
+            attention_mask=tokens.attention_mask.to(device) if attention_mask is None else attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
         ).last_hidden_state
 
     def named_state(self) -> dict[str, Tensor]:
@@ -82,6 +115,8 @@ class VisionLanguage(nn.Module):
             batch = torch.stack(pixels).to(device, self.vlm.dtype)
             return torch.stack(list(self.vlm.model.get_image_features(batch, return_dict=True).pooler_output))
         projector = self.vlm.model.multi_modal_projector
+        if self._as_first and self._first_projector:
+            projector = self._first_projector[0].to(device)
         if not paths:
             return projector(torch.zeros(1, 1, projector.linear_1.in_features, dtype=self.vlm.dtype, device=device))
         return projector(self.tower.features(paths).to(device))
@@ -104,10 +139,15 @@ def load(config: ModelConfig, trainable: TrainableConfig | None, processor: Proc
     tower = None
     if trainable is None or not trainable.vision_tower:
         tower = FrozenTower(_detach_tower(vlm), vlm.config, processor)
-    _set_trainable(vlm, trainable)
+    if config.adapter is not None:
+        merge_into(vlm, Path(resolve(config.adapter)))
     if trainable is not None and trainable.gradient_checkpointing:
         vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return VisionLanguage(vlm, processor, tower)
+    backbone = VisionLanguage(vlm, processor, tower)
+    if trainable is not None and trainable.lora is not None:
+        backbone.adapt(trainable.lora, trainable.projector)
+    _set_trainable(vlm, trainable)
+    return backbone
 
 
 def save_pretrained(config: Any, generation_config: Any, state: Mapping[str, Tensor], folder: Path) -> None:
@@ -125,16 +165,21 @@ def save_pretrained(config: Any, generation_config: Any, state: Mapping[str, Ten
 def _detach_tower(vlm: Any) -> nn.Module:
     tower: nn.Module = vlm.model.vision_tower
     vlm.model.vision_tower = None
-    parameters = list(tower.parameters())
+    return _whole_copy(tower, vlm.config.vision_config) if hasattr(next(tower.parameters()), "ds_id") else tower
+
+
+def _whole_copy(module: nn.Module, config: Any) -> nn.Module:
+    """The same module with weights of its own, which ZeRO-3 does not partition."""
+    parameters = list(module.parameters())
+    copy = type(module)(config).to(parameters[0].dtype)
     if not hasattr(parameters[0], "ds_id"):
-        return tower
+        copy.load_state_dict(module.state_dict())
+        return copy
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(parameters):
-        state = {name: tensor.detach().clone() for name, tensor in tower.state_dict().items()}
-    whole = type(tower)(vlm.config.vision_config).to(parameters[0].dtype)
-    whole.load_state_dict(state)
-    return whole
+        copy.load_state_dict(module.state_dict())
+    return copy
 
 
 def _set_trainable(vlm: Any, trainable: TrainableConfig | None) -> None:
@@ -145,6 +190,8 @@ def _set_trainable(vlm: Any, trainable: TrainableConfig | None) -> None:
             learns = trainable.vision_tower
         elif name.startswith("model.multi_modal_projector."):
             learns = trainable.projector
+        elif trainable.lora is not None:
+            learns = is_adapter(name)
         else:
             learns = trainable.language_model
         parameter.requires_grad_(learns)

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlhf.config import ModelConfig
+from rlhf.config import LoraConfig, ModelConfig
 from rlhf.data.processor import Processor
 from rlhf.rollout.base import RolloutConfig, RolloutEngine
 
 __all__ = ["ENGINES", "build_engine"]
 
 
-def _vllm(model: ModelConfig, config: RolloutConfig, processor: Processor, seed: int) -> RolloutEngine:
+def _vllm() -> type:
     from rlhf.rollout.vllm_engine import VllmEngine
 
-    return VllmEngine(model, config, processor, seed)
+    return VllmEngine
 
 
-def _transformers(model: ModelConfig, config: RolloutConfig, processor: Processor, seed: int) -> RolloutEngine:
+def _transformers() -> type:
     from rlhf.rollout.hf_engine import HfEngine
 
-    return HfEngine(model, config, processor, seed)
+    return HfEngine
 
 
-ENGINES: dict[str, Callable[[ModelConfig, RolloutConfig, Processor, int], RolloutEngine]] = {
-    "vllm": _vllm,
-    "transformers": _transformers,
-}
+ENGINES: dict[str, Callable[[], type]] = {"vllm": _vllm, "transformers": _transformers}
 
 
-def build_engine(model: ModelConfig, config: RolloutConfig, processor: Processor, seed: int = 0) -> RolloutEngine:
-    """Start the engine that `config.engine` names."""
-    return ENGINES[config.engine](model, config, processor, seed)
+def build_engine(
+    model: ModelConfig, config: RolloutConfig, processor: Processor, seed: int = 0, lora: LoraConfig | None = None
+) -> RolloutEngine:
+    """Start the engine that `config.engine` names; with `lora` it expects updates of adapters."""
+    engine: RolloutEngine = ENGINES[config.engine]()(model, config, processor, seed, lora)
+    return engine

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from rlhf.batch import Completion, Prompt
-from rlhf.config import ModelConfig, resolve
+from rlhf.config import LoraConfig, ModelConfig, resolve
 from rlhf.data.processor import Processor
 from rlhf.errors import WeightSyncError
 from rlhf.models.keys import from_hub
 from rlhf.models.llava import DTYPES
+from rlhf.models.lora import attach, is_adapter, memory_name
 from rlhf.rollout.base import RolloutConfig, Sampling
 from rlhf.rollout.updates import UpdateState
 from rlhf.rollout.weights import WeightBucket, unpack
@@ -21,7 +22,14 @@ from rlhf.rollout.weights import WeightBucket, unpack
 class HfEngine:
     """`RolloutEngine` on `LlavaForConditionalGeneration`."""
 
-    def __init__(self, model: ModelConfig, config: RolloutConfig, processor: Processor, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: RolloutConfig,
+        processor: Processor,
+        seed: int = 0,
+        lora: LoraConfig | None = None,
+    ) -> None:
         from transformers import LlavaForConditionalGeneration
 
         self._config, self._processor, self._state = config, processor, UpdateState()
@@ -29,6 +37,8 @@ class HfEngine:
         self._model = LlavaForConditionalGeneration.from_pretrained(
             resolve(model.path), dtype=DTYPES[config.dtype], attn_implementation=model.attention
         ).to(self._device)
+        if lora:
+            attach(self._model.model.language_model, lora)
         self._model.eval().requires_grad_(False)
 
     @property
@@ -63,11 +73,11 @@ class HfEngine:
 
     @torch.no_grad()
     def load_bucket(self, bucket: WeightBucket) -> None:
-        """Load one bucket (hub names). After a WeightSyncError the update must begin again."""
+        """Load one bucket (see `wire_name`). After a WeightSyncError the update must begin again."""
         self._state.require_open()
         try:
             for name, tensor in unpack(bucket):
-                parameter = self._model.get_parameter(from_hub(name))
+                parameter = self._model.get_parameter(memory_name(name) if is_adapter(name) else from_hub(name))
                 if parameter.shape != tensor.shape:
                     raise WeightSyncError(f"{name} is {tuple(tensor.shape)}, expected {tuple(parameter.shape)}")
                 parameter.copy_(tensor)

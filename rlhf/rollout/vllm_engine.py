@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from rlhf.batch import Completion, Prompt
-from rlhf.config import ModelConfig, resolve
+from rlhf.config import LoraConfig, ModelConfig, resolve
 from rlhf.data.processor import Processor
-from rlhf.errors import WeightSyncError
+from rlhf.errors import ConfigError, WeightSyncError
+from rlhf.models.lora import is_adapter, peft_config
 from rlhf.rollout.base import RolloutConfig, Sampling
 from rlhf.rollout.updates import UpdateState
 from rlhf.rollout.weights import WeightBucket, unpack
 
+_ADAPTER = 1  # vLLM's number for the policy's adapter
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 _OPEN_IMAGES = 512
 _CPU_BLOCK = 32  # the default of 128 is longer than most prompts of a small model, which then share no prefix
 _CPU_CACHE_MB = 256
@@ -47,7 +50,14 @@ def _common_environment() -> dict[str, str]:
 class VllmEngine:
     """`RolloutEngine` on `vllm.LLM`."""
 
-    def __init__(self, model: ModelConfig, config: RolloutConfig, processor: Processor, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: RolloutConfig,
+        processor: Processor,
+        seed: int = 0,
+        lora: LoraConfig | None = None,
+    ) -> None:
         on_gpu = torch.cuda.is_available()
         for name, value in (_common_environment() if on_gpu else cpu_environment()).items():
             os.environ.setdefault(name, value)
@@ -55,6 +65,8 @@ class VllmEngine:
 
         self._config, self._processor, self._state = config, processor, UpdateState()
         self._open = lru_cache(maxsize=_OPEN_IMAGES)(processor.image)
+        self._lora, self._adapter, self._adapter_loaded = lora, dict[str, Tensor](), False
+        self._reloading = False
         self._llm = LLM(
             resolve(model.path),
             dtype=config.dtype,
@@ -65,6 +77,7 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",  # after temperature and nucleus: those of the behaviour policy
             generation_config="vllm",  # no stop tokens or defaults from the model's folder
             **(_gpu_options(config) if on_gpu else _cpu_options(config)),
+            **(_lora_options(lora) if lora else {}),
         )
 
     @property
@@ -78,7 +91,7 @@ class VllmEngine:
         budget = sampling.max_new_tokens
         requests = [self._request(prompt, (), budget) for prompt in prompts]
         params = [self._params(sampling, prompt) for prompt in prompts]
-        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        outputs = self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora_request())
         return [self._completion(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -90,7 +103,7 @@ class VllmEngine:
         requests = [self._request(prompt, response, 1) for prompt, response in zip(prompts, responses, strict=True)]
         # vLLM reads no prefix from its cache for such requests: cached positions have no logits
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        outputs = self._llm.generate(requests, params, use_tqdm=False, lora_request=self._lora_request())
         scores = []
         for output, response in zip(outputs, responses, strict=True):
             tail = output.prompt_logprobs[len(output.prompt_logprobs) - len(response) :]
@@ -100,16 +113,16 @@ class VllmEngine:
     def begin_update(self, version: int) -> None:
         """Open an update to `version`; one that is still open is dropped."""
         self._state.begin(version)
-        self._llm.collective_rpc(_begin_reload)
+        self._adapter.clear()
+        self._reloading = False
 
     def load_bucket(self, bucket: WeightBucket) -> None:
-        """Load one bucket (hub names). After a WeightSyncError the update must begin again."""
+        """Load one bucket (see `wire_name`). After a WeightSyncError the update must begin again."""
         self._state.require_open()
         try:
             pairs = list(unpack(bucket))
-            missed = sorted({name for names in self._llm.collective_rpc(_load, args=(pairs,)) for name in names})
-            if missed:
-                raise WeightSyncError(f"vLLM did not load {', '.join(missed)}")
+            self._adapter.update({name: tensor.clone() for name, tensor in pairs if is_adapter(name)})
+            self._load_base([pair for pair in pairs if not is_adapter(pair[0])])
         except Exception as error:
             self._state.failed(str(error))
             if isinstance(error, WeightSyncError):
@@ -120,15 +133,38 @@ class VllmEngine:
     def finish_update(self) -> str:
         """Close the update, drop every cache of old results, return the fingerprint of the buckets received."""
         self._state.require_open()
-        partial = sorted({name for names in self._llm.collective_rpc(_finish_reload) for name in names})
-        if partial:
-            self._state.failed(f"only some of the tensors that vLLM fuses arrived for {', '.join(partial)}")
-            self._state.require_open()
+        if self._reloading:
+            partial = sorted({name for names in self._llm.collective_rpc(_finish_reload) for name in names})
+            if partial:
+                self._state.failed(f"only some of the tensors that vLLM fuses arrived for {', '.join(partial)}")
+                self._state.require_open()
+            self._reloading = False
+        if self._lora and self._adapter:
+            settings = peft_config(self._lora, base="", projector=False)
+            self._llm.collective_rpc(_install_adapter, args=(self._adapter, settings))
+            self._adapter_loaded = True
         # KV blocks and projected image features are results of the old weights; cached pixels are not
         self._llm.llm_engine.reset_encoder_cache()
         if not self._llm.reset_prefix_cache():
             self._state.failed("vLLM could not drop its prefix cache because requests are still running")
         return self._state.finish()
+
+    def _load_base(self, pairs: list[tuple[str, Tensor]]) -> None:
+        if not pairs:
+            return
+        if not self._reloading:
+            self._llm.collective_rpc(_begin_reload)
+            self._reloading = True
+        missed = sorted({name for names in self._llm.collective_rpc(_load, args=(pairs,)) for name in names})
+        if missed:
+            raise WeightSyncError(f"vLLM did not load {', '.join(missed)}")
+
+    def _lora_request(self) -> Any:
+        if not self._adapter_loaded:
+            return None  # adapters start at zero
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("policy", _ADAPTER, "in memory")  # the path is never read: the id is loaded
 
     def _request(self, prompt: Prompt, response: Sequence[int], budget: int) -> dict[str, Any]:
         room = len(response) + budget
@@ -189,7 +225,36 @@ def _gpu_options(config: RolloutConfig) -> dict[str, Any]:
     return options
 
 
+def _lora_options(lora: LoraConfig) -> dict[str, Any]:
+    rank = min((rank for rank in _LORA_RANKS if rank >= lora.rank), default=None)
+    if rank is None:
+        raise ConfigError([f"policy.trainable.lora.rank={lora.rank}: vLLM serves ranks up to {max(_LORA_RANKS)}"])
+    # one slot more than adapters: with all slots taken, vLLM's CPU kernel confuses them with the base model
+    options = {"enable_lora": True, "max_lora_rank": rank, "max_loras": 2, "max_cpu_loras": 2}
+    # without the list vLLM adapts its LM head too, and then fails on log-probabilities of prompts
+    return {**options, "lora_target_modules": list(lora.targets)}
+
+
 # The functions below run in every vLLM worker.
+
+
+def _install_adapter(worker: Any, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    """Replace the adapter's weights without a file. vLLM has no public call for it; the canary watches the result."""
+    from vllm.lora.peft_helper import PEFTHelper
+
+    workers_manager = worker.model_runner.lora_manager
+    manager = workers_manager._adapter_manager
+    adapter = workers_manager._lora_model_cls.from_lora_tensors(
+        _ADAPTER,
+        tensors,
+        PEFTHelper.from_dict(settings),
+        device="cpu",
+        dtype=workers_manager.lora_config.lora_dtype,
+        weights_mapper=worker.model_runner.get_model().hf_to_vllm_mapper.get_rename_mapper(),
+    )
+    manager.remove_adapter(_ADAPTER)
+    manager.add_adapter(adapter)
+    manager.activate_adapter(_ADAPTER)
 
 
 def _begin_reload(worker: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from rlhf.algorithms.sft import sft_objective
-from rlhf.config import DeepSpeedConfig, OptimizerConfig, TrainableConfig
+from rlhf.config import DeepSpeedConfig, LoraConfig, OptimizerConfig, TrainableConfig
 from rlhf.data.processor import Processor
 from rlhf.errors import NonFiniteError
 from rlhf.learner import Learner, join_process_group
@@ -24,13 +24,19 @@ from tests.fakes import make_prompts, tiny_model
 OPTIMIZER = OptimizerConfig(lr=1e-3, schedule="constant", max_grad_norm=0.5)
 
 
-def build(model_path: str, stage: int) -> tuple[Learner, Processor]:
+def build(model_path: str, stage: int, lora: bool) -> tuple[Learner, Processor]:
     from rlhf.config import ModelConfig
 
     config = ModelConfig(path=model_path, dtype="float32", max_length=256, template="llava_hf")
     deepspeed = DeepSpeedConfig(zero_stage=stage, whole_below=100, bucket_elements=5_000)  # type: ignore[arg-type]
     processor = Processor.load(config)
-    return build_learner(PolicyModel, config, TrainableConfig(), OPTIMIZER, deepspeed, 10, processor), processor
+    trainable = TrainableConfig(lora=LoraConfig(rank=4, alpha=8) if lora else None)
+    return build_learner(PolicyModel, config, trainable, OPTIMIZER, deepspeed, 10, processor), processor
+
+
+def logprobs(learner: Learner, processor: Processor, images: list[str]) -> torch.Tensor:
+    batches, _ = micro_batches(processor, images, 0, 8)
+    return torch.cat(learner.infer(batches, lambda engine, batch: engine(batch)[0].sum(dim=1)))
 
 
 def micro_batches(processor: Processor, images: list[str], step: int, size: int) -> tuple[list[Any], float]:
@@ -67,10 +73,19 @@ def main() -> None:
     torch.set_num_threads(1)
     join_process_group("gloo")
     out, images, stage = Path(settings["out"]), settings["images"], settings["stage"]
-    learner, processor = build(settings["model"], stage)
+    learner, processor = build(settings["model"], stage, settings["lora"])
     result: dict[str, Any] = {"steps": []}
+    start = logprobs(learner, processor, images)
     for step in range(2):
         result["steps"].append(one_step(learner, processor, images, step, settings["micro_rows"]))
+    trained = logprobs(learner, processor, images)
+    result["moved"] = float((trained - start).abs().max())
+    result["trained"] = trained.tolist()
+    if settings["lora"]:
+        with learner.module.backbone.as_loaded():
+            result["as_loaded"] = float((logprobs(learner, processor, images) - start).abs().max())
+        result["back"] = float((logprobs(learner, processor, images) - trained).abs().max())
+    result["trainable"] = sum(getattr(p, "ds_numel", p.numel()) for p in learner.module.parameters() if p.requires_grad)
     learner.save(out / "checkpoint")
     export(learner, out / "exported")
     result["nan"] = poisoned(learner, processor, images)

@@ -22,13 +22,17 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def run(out: Path, model: str, images: list[str], ranks: int, stage: int, micro_rows: int) -> list[dict[str, Any]]:
+def run(
+    out: Path, model: str, images: list[str], ranks: int, stage: int, micro_rows: int, lora: bool = False
+) -> list[dict[str, Any]]:
     """Train on `ranks` processes; the result of each."""
     out.mkdir(parents=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {"out": str(out), "model": model, "images": images, "stage": stage, "micro_rows": micro_rows}
+    settings = {
+        "out": str(out), "model": model, "images": images, "stage": stage, "micro_rows": micro_rows, "lora": lora
+    }  # fmt: skip
     command = [sys.executable, "-m", "tests.integration.learner_worker", json.dumps(settings)]
 
     def start(rank: int) -> subprocess.CompletedProcess[str]:
