@@ -9,7 +9,6 @@ import numpy as np
 
 from rlhf.data.processor import TokenRow
 from rlhf.data.rejected import RejectedRows
-from rlhf.errors import DataError
 
 Item = TypeVar("Item")
 
@@ -18,15 +17,7 @@ def encode_all(
     items: Iterable[Item], encode: Callable[[Item], tuple[TokenRow, ...]], rejected: RejectedRows
 ) -> list[tuple[Item, tuple[TokenRow, ...]]]:
     """Encode every item once, before training starts, so that a row that does not fit is found now and counted."""
-    kept = []
-    for item in items:
-        try:
-            rows = encode(item)
-        except DataError as error:
-            rejected.add(error)
-            continue
-        kept.append((item, tuple(_shrink(row) for row in rows)))
-    return kept
+    return [(item, tuple(_shrink(row) for row in rows)) for item, rows in rejected.survivors(items, encode)]
 
 
 def _shrink(row: TokenRow) -> TokenRow:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from rlhf.errors import DataError
 
 _SHOWN = 3
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
 
 class RejectedRows:
-    """Collects refused rows and writes each as a line {source, row, reason} of `rejected.jsonl`.
+    """Collects refused rows and writes each as a line {source, row, kind, reason} of `rejected.jsonl`.
 
     With a path, an old file is emptied first (a restarted job reads its data again); without one, rows are only
     collected.
@@ -29,23 +35,40 @@ class RejectedRows:
         """Rows refused so far."""
         return len(self.errors)
 
+    @property
+    def kinds(self) -> Counter[str]:
+        """Rows refused so far by the kind of error: RowError, ImageError, PromptTooLongError (the length filter)."""
+        return Counter(type(error).__name__ for error in self.errors)
+
+    def survivors(self, items: Iterable[Item], make: Callable[[Item], Made]) -> Iterator[tuple[Item, Made]]:
+        """Each item with what `make` gives for it; items for which it raises DataError are recorded and left out."""
+        for item in items:
+            try:
+                made = make(item)
+            except DataError as error:
+                self.add(error)
+                continue
+            yield item, made
+
     def add(self, error: DataError) -> None:
         """Record one refused row; it is on disk when this returns."""
         self.errors.append(error)
         if self.path is not None:
-            line = {"source": error.source, "row": error.row, "reason": error.reason}
+            kind = type(error).__name__
+            line = {"source": error.source, "row": error.row, "kind": kind, "reason": error.reason}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def check(self, total: int, max_share: float = 0.0) -> None:
         """Raise DataError when more than `max_share` (0 to 1) of the `total` rows seen were refused.
 
-        The message has the first few reasons and the file with all of them.
+        The message has the number of each kind, the first few reasons and the file with all of them.
         """
         if self.count <= max_share * total:
             return
         first = "; ".join(str(error) for error in self.errors[:_SHOWN])
         more = f"; and {self.count - _SHOWN} more" if self.count > _SHOWN else ""
         where = f" (all of them: {self.path})" if self.path is not None else ""
-        share = f"{self.count} of {total} rows were rejected, at most a share of {max_share:g} is allowed"
+        kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(self.kinds.items()))
+        share = f"{self.count} of {total} rows were rejected ({kinds}), at most a share of {max_share:g} is allowed"
         raise DataError(f"{share}{where}: {first}{more}", source=self.errors[0].source)

@@ -17,10 +17,13 @@ Record = TypeVar("Record")
 IMAGE_TAG = "<image>"
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises DataError when it is missing, not UTF-8 or not JSON."""
+def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The content of a JSON file; `pairs_hook` gets the keys and values of each object, repeated keys included.
+
+    Raises DataError when the file is missing, not UTF-8 or not JSON.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs_hook)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", source=str(path)) from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
@@ -73,7 +76,7 @@ class UniqueIds:
     def check(self, identifier: int | str) -> None:
         """Refuse an id that was checked before; 7 and "7" are the same id."""
         if str(identifier) in self._seen:
-            raise RowError(f"id {identifier!r} occurs more than once in this file")
+            raise RowError(f"id {identifier!r} occurs more than once in this file; give every row an id of its own")
         self._seen.add(str(identifier))
 
 

@@ -1,21 +1,22 @@
-"""SPA-VL preference data: the seed's JSON and keyword config (seed page 1.1) and the hub's parquet files (1.5)."""
+"""SPA-VL preference data: the seed's JSON and keyword config (seed page 1.1).
+
+Ids must be unique within a file; a row that repeats one is refused. Prompts are called "keyword:id", so two keywords
+may hold the same id without being mixed up.
+"""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhf.batch import PreferencePair, Prompt
 from rlhf.data.rejected import RejectedRows
-from rlhf.data.rows import ImageFolder, Row, UniqueIds, read_json, read_rows, text_of, without_image_tag
+from rlhf.data.rows import ImageFolder, Record, Row, UniqueIds, read_json, read_rows, text_of, without_image_tag
+from rlhf.data.spa_vl_labels import normal_label
 from rlhf.errors import ConfigError, DataError, RowError
-
-_PARQUET_BATCH = 64  # rows decoded at a time: the image bytes of a whole row group would not fit
 
 
 def read_pairs(
@@ -53,25 +54,40 @@ def read_prompts(
 def read_keyword_config(config_path: str, keywords: Sequence[str]) -> list[tuple[str, Path]]:
     """The JSON files of the selected keywords, in the given order, from a flat map keyword -> path.
 
-    Relative paths are relative to the config file. Raises ConfigError: not a ".json" file, not such a map, no or
-    repeated keywords, or an unknown keyword (the message lists the known ones, nearest first).
+    Relative paths are relative to the config file. Raises ConfigError: not a ".json" file, not such a map, a keyword
+    that the map holds twice, no or repeated keywords, two keywords of one file (its rows would be used twice), or an
+    unknown keyword (the message lists the known ones, nearest first).
     """
     path = Path(config_path)
     if path.suffix != ".json":
         raise ConfigError([f"keyword config {config_path!r} must end in .json"])
     try:
-        table = read_json(path)
+        pairs = read_json(path, pairs_hook=_Pairs)
     except DataError as error:
         raise ConfigError([f"keyword config {error}"]) from None
-    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+    if not isinstance(pairs, _Pairs) or not all(isinstance(value, str) for _, value in pairs):
         raise ConfigError([f"keyword config {config_path}: expected a flat map from keyword to JSON path"])
-    problems = [f"keyword {k!r} is given more than once" for k in dict.fromkeys(keywords) if keywords.count(k) > 1]
-    if not keywords:
-        problems.append(f"no keyword was selected from {config_path}; known: {', '.join(table)}")
-    for keyword in keywords:
+    problems = [
+        f"keyword config {config_path}: keyword {name!r} stands for {' and for '.join(files)}; rename or remove one"
+        for name in dict(pairs)
+        if len(files := [value for key, value in pairs if key == name]) > 1
+    ]
+    table = dict(pairs)
+    for keyword in dict.fromkeys(keywords):
+        if keywords.count(keyword) > 1:
+            problems.append(
+                f"data.keywords: {keyword!r} of {config_path} is given {keywords.count(keyword)} times; name it once"
+            )
         if keyword not in table:
             nearest = difflib.get_close_matches(keyword, list(table), n=len(table), cutoff=0.0)
             problems.append(f"unknown keyword {keyword!r} in {config_path}; known: {', '.join(nearest)}")
+        elif twins := [one for one in dict.fromkeys(keywords) if one < keyword and table.get(one) == table[keyword]]:
+            problems.append(
+                f"data.keywords: {twins[0]!r} and {keyword!r} of {config_path} are the same file, {table[keyword]}; "
+                "name one of them, or its rows would be used twice"
+            )
+    if not keywords:
+        problems.append(f"no keyword was selected from {config_path}; known: {', '.join(table)}")
     if problems:
         raise ConfigError(problems)
     return [(keyword, path.parent / table[keyword]) for keyword in keywords]
@@ -81,46 +97,25 @@ def load_pairs(
     config_path: str, keywords: Sequence[str], image_root: Path, rejected: RejectedRows, *, check_images: bool = True
 ) -> list[PreferencePair]:
     """The pairs of all selected keywords, concatenated in the order of `keywords`. Errors as in the two readers."""
-    return [
-        pair
-        for keyword, path in read_keyword_config(config_path, keywords)
-        for pair in read_pairs(path, image_root, keyword=keyword, rejected=rejected, check_images=check_images)
-    ]
+    read = partial(read_pairs, image_root=image_root, rejected=rejected, check_images=check_images)
+    return _concatenate(read, config_path, keywords)
 
 
 def load_prompts(
     config_path: str, keywords: Sequence[str], image_root: Path, rejected: RejectedRows, *, check_images: bool = True
 ) -> list[Prompt]:
     """The prompts of all selected keywords, concatenated in the order of `keywords`. Errors as in the two readers."""
-    return [
-        prompt
-        for keyword, path in read_keyword_config(config_path, keywords)
-        for prompt in read_prompts(path, image_root, keyword=keyword, rejected=rejected, check_images=check_images)
-    ]
+    read = partial(read_prompts, image_root=image_root, rejected=rejected, check_images=check_images)
+    return _concatenate(read, config_path, keywords)
 
 
-def read_parquet_pairs(paths: Sequence[Path], image_dir: Path, *, rejected: RejectedRows) -> list[PreferencePair]:
-    """Pairs of the hub's parquet files; the embedded images are written below `image_dir` under their `image_name`.
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it stands in the file; a dict would keep the last of two equal keys and say nothing."""
 
-    `image` is a struct {bytes, path} or bytes. Ids are "parquet:N", N counting the rows of all files in order. Bad
-    rows go to `rejected`. Raises DataError when a file is not parquet or lacks a column.
-    """
-    folder = ImageFolder(image_dir, check=True)
-    pairs = []
-    number = 0
-    for path in paths:
-        for index, row in enumerate(_parquet_rows(path)):
-            try:
-                image = folder.locate(_store_image(row, image_dir, number))
-                question, count = without_image_tag(text_of(row, "question"))
-                prompt = Prompt(f"parquet:{number}", question, image, category=_category(row))
-                if count > 1:
-                    raise RowError("the question has more than one <image> tag")
-                pairs.append(PreferencePair(prompt, text_of(row, "chosen"), text_of(row, "rejected")))
-            except DataError as error:
-                rejected.add(type(error)(error.reason, source=str(path), row=index))
-            number += 1
-    return pairs
+
+def _concatenate(read: Callable[..., list[Record]], config_path: str, keywords: Sequence[str]) -> list[Record]:
+    files = read_keyword_config(config_path, keywords)
+    return [record for keyword, path in files for record in read(path, keyword=keyword)]
 
 
 def _prompt_parser(path: Path, image_root: Path, keyword: str, check_images: bool) -> Callable[..., Prompt]:
@@ -166,52 +161,10 @@ def _question(row: Row) -> str:
 
 
 def _category(row: Row) -> str:
-    """`class1` with the white space that the hub's labels lack ("...ToxicityHarms")."""
+    """`class1` in one spelling, empty where the row has none."""
     value = row.get("class1")
     if value is None:
         return ""
     if not isinstance(value, str):
         raise RowError(f"'class1' must be a string, found {type(value).__name__}")
-    return " ".join(re.sub(r"(?<=[a-z])Harms$", " Harms", value.strip()).split())
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"not a parquet file: {error}", source=str(path)) from None
-    with file:
-        missing = [c for c in ("image", "question", "chosen", "rejected") if c not in file.schema_arrow.names]
-        if missing:
-            raise DataError(f"column(s) missing: {', '.join(missing)}", source=str(path))
-        for batch in file.iter_batches(batch_size=_PARQUET_BATCH):
-            yield from batch.to_pylist()
-
-
-def _store_image(row: Row, image_dir: Path, number: int) -> str:
-    """Write the row's image bytes and return the name below `image_dir`.
-
-    The hub's names are bare and may repeat for different images; the second of such a pair gets its digest as suffix.
-    """
-    cell: Any = row["image"]
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    if not isinstance(data, bytes) or not data:
-        raise RowError("'image' holds no bytes")
-    name = row.get("image_name") or (cell.get("path") if isinstance(cell, dict) else None) or f"{number}.image"
-    if not isinstance(name, str):
-        raise RowError(f"'image_name' must be a string, found {type(name).__name__}")
-    ImageFolder(image_dir, check=False).locate(name)
-    target = image_dir / name
-    if target.exists() and target.read_bytes() != data:
-        digest = hashlib.sha256(data).hexdigest()[:16]
-        name = str(Path(name).with_name(f"{target.stem}-{digest}{target.suffix}"))
-        target = image_dir / name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-        partial.write_bytes(data)
-        partial.replace(target)  # a crash must not leave half an image under the final name
-    return name
+    return normal_label(value)

@@ -164,7 +164,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(30, 10), (10, 30), (11, 4), (1, 9)])
-def test_pad_to_square(width: int, height: int) -> None:
+def test_row04_pad_to_square_by_pixels(width: int, height: int) -> None:
     image = noise(width, height)
     square = np.asarray(pad_to_square(image))
     side = max(width, height)

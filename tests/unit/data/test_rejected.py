@@ -17,8 +17,8 @@ def test_lines_have_source_row_and_reason(tmp_path: Path) -> None:
     rejected.add(ImageError("gone", source="b.json", row="x"))
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert lines == [
-        {"source": "a.json", "row": 3, "reason": "empty é"},
-        {"source": "b.json", "row": "x", "reason": "gone"},
+        {"source": "a.json", "row": 3, "kind": "RowError", "reason": "empty é"},
+        {"source": "b.json", "row": "x", "kind": "ImageError", "reason": "gone"},
     ]
     assert rejected.count == 2
 

@@ -1,14 +1,11 @@
-"""The seed's JSON, the keyword config and the hub's parquet, with every bad row."""
+"""The seed's JSON and the keyword config, with every bad row."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -18,7 +15,6 @@ from rlhf.data.spa_vl import (
     load_prompts,
     read_keyword_config,
     read_pairs,
-    read_parquet_pairs,
     read_prompts,
 )
 from rlhf.errors import ConfigError, DataError
@@ -44,7 +40,7 @@ def without(key: str) -> dict[str, Any]:
     return {k: v for k, v in GOOD.items() if k != key}
 
 
-def test_a_good_row(tmp_path: Path, root: Path) -> None:
+def test_row01_a_good_row_keeps_every_key(tmp_path: Path, root: Path) -> None:
     rejected = RejectedRows()
     row = {**GOOD, "question": "  Où ? 😀 ", "class1": "Representation & ToxicityHarms"}
     (pair,) = read_pairs(write(tmp_path / "x.json", [row]), root, keyword="easy", rejected=rejected)
@@ -94,7 +90,7 @@ def test_image_may_be_absent_and_id_falls_back_to_the_stem(tmp_path: Path, root:
     ({**GOOD, "image": "broken.png"}, "image broken.png: not an image"),
     ({**GOOD, "class1": 4}, "'class1'"),
 ])  # fmt: skip
-def test_bad_rows_are_rejected_with_their_place(tmp_path: Path, root: Path, row: Any, reason: str) -> None:
+def test_row01_wrong_types_are_rejected_with_their_place(tmp_path: Path, root: Path, row: Any, reason: str) -> None:
     path = write(tmp_path / "x.json", [{**GOOD, "id": 1}, row])
     rejected = RejectedRows()
     pairs = read_pairs(path, root, rejected=rejected)
@@ -104,11 +100,37 @@ def test_bad_rows_are_rejected_with_their_place(tmp_path: Path, root: Path, row:
     assert (error.source, error.row) == (str(path), 1)
 
 
-def test_duplicate_ids_are_rejected_once_each(tmp_path: Path, root: Path) -> None:
+def test_a_repeated_id_is_refused_once_for_each_repetition(tmp_path: Path, root: Path) -> None:
     rejected = RejectedRows()
     pairs = read_pairs(write(tmp_path / "x.json", [GOOD, {**GOOD, "chosen": "b"}, GOOD]), root, rejected=rejected)
     assert [pair.chosen for pair in pairs] == ["No."]
     assert [error.row for error in rejected.errors] == [1, 2]
+    with pytest.raises(DataError, match=r"2 of 3 rows.*x\.json, row 1: id 7 occurs more than once.*an id of its own"):
+        rejected.check(3)
+
+
+def test_two_keywords_may_hold_the_same_id_and_stay_apart(tmp_path: Path, root: Path) -> None:
+    for name, answer in (("easy", "one"), ("hardq", "two")):
+        write(tmp_path / f"{name}.json", [{**GOOD, "chosen": answer}])
+    config = write(tmp_path / "config.json", {"easy": "easy.json", "hardq": "hardq.json"})
+    rejected = RejectedRows()
+    pairs = load_pairs(str(config), ["easy", "hardq"], root, rejected)
+    assert [(pair.prompt.id, pair.chosen) for pair in pairs] == [("easy:7", "one"), ("hardq:7", "two")]
+    assert rejected.count == 0
+
+
+@pytest.mark.parametrize(("name", "kind"), [("none.png", "no such image"), ("broken.png", "not an image")])
+def test_row05_a_bad_image_fails_or_is_a_counted_skip(tmp_path: Path, root: Path, name: str, kind: str) -> None:
+    rows = [{**GOOD, "id": number} for number in range(3)] + [{**GOOD, "id": 3, "image": name}]
+    rejected = RejectedRows(tmp_path / "rejected.jsonl")
+    assert len(read_pairs(write(tmp_path / "x.json", rows), root, rejected=rejected)) == 3
+    assert rejected.kinds == {"ImageError": 1}
+    (line,) = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert (line["source"], line["row"], line["kind"]) == (str(tmp_path / "x.json"), 3, "ImageError")
+    assert kind in line["reason"]
+    rejected.check(4, max_share=0.25)
+    with pytest.raises(DataError, match=r"1 of 4 rows were rejected \(ImageError: 1\)"):
+        rejected.check(4, max_share=0.0)
 
 
 def test_each_image_is_opened_once_but_rejects_all_its_rows(tmp_path: Path, root: Path) -> None:
@@ -148,7 +170,7 @@ def test_prompts_need_no_answers(tmp_path: Path, root: Path) -> None:
     assert second.answer == "So."
 
 
-def test_keyword_config_keeps_the_given_order(tmp_path: Path, root: Path) -> None:
+def test_row02_the_keyword_config_concatenates_in_the_given_order(tmp_path: Path, root: Path) -> None:
     for name in ("easy", "hardq"):
         write(tmp_path / f"{name}.json", [{**GOOD, "chosen": name}])
     config = str(write(tmp_path / "config.json", {"easy": "easy.json", "hardq": str(tmp_path / "hardq.json")}))
@@ -160,7 +182,7 @@ def test_keyword_config_keeps_the_given_order(tmp_path: Path, root: Path) -> Non
     assert [prompt.id for prompt in prompts] == ["easy:7"]
 
 
-def test_unknown_keyword_is_an_error_that_names_the_nearest_first(tmp_path: Path) -> None:
+def test_row02_an_unknown_keyword_is_an_error_that_names_the_nearest_first(tmp_path: Path) -> None:
     config = str(write(tmp_path / "config.json", {"easy": "e.json", "hardq": "q.json", "hards": "s.json"}))
     with pytest.raises(ConfigError) as caught:
         read_keyword_config(config, ["hardd", "easy", "eazy"])
@@ -179,70 +201,32 @@ def test_bad_keyword_configs(tmp_path: Path, content: Any, keywords: list[str]) 
         read_keyword_config(str(config), keywords)
 
 
+def test_row02_counts_are_the_sums_of_the_files(tmp_path: Path, root: Path) -> None:
+    sizes = {"easy": 3, "hardq": 1, "hards": 4}
+    for name, size in sizes.items():
+        write(tmp_path / f"{name}.json", [{**GOOD, "id": number} for number in range(size)])
+    config = str(write(tmp_path / "config.json", {name: f"{name}.json" for name in sizes}))
+    for chosen in (["hards"], ["hards", "easy"], ["hardq", "hards", "easy"]):
+        pairs = load_pairs(config, chosen, root, RejectedRows())
+        assert len(pairs) == sum(sizes[name] for name in chosen)
+        assert list(dict.fromkeys(pair.prompt.question_type for pair in pairs)) == chosen
+
+
+def test_a_keyword_given_twice_names_file_key_and_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"easy": "a.json", "hardq": "b.json", "easy": "c.json"}')
+    with pytest.raises(ConfigError, match=r"config\.json: keyword 'easy' stands for a\.json and for c\.json; rename"):
+        read_keyword_config(str(path), ["hardq"])
+    write(path, {"easy": "a.json", "also": "a.json"})
+    with pytest.raises(ConfigError, match=r"data\.keywords: 'easy' of .*config\.json is given 2 times; name it once"):
+        read_keyword_config(str(path), ["easy", "easy"])
+    with pytest.raises(ConfigError, match=r"'also' and 'easy' of .*config\.json are the same file, a\.json; name one"):
+        read_keyword_config(str(path), ["easy", "also"])
+    assert read_keyword_config(str(path), ["also"]) == [("also", tmp_path / "a.json")]
+
+
 def test_keyword_config_must_be_a_json_file_that_exists(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must end in .json"):
         read_keyword_config(str(tmp_path / "config.yaml"), ["a"])
     with pytest.raises(ConfigError, match="cannot be read"):
         read_keyword_config(str(tmp_path / "config.json"), ["a"])
-
-
-def png(shade: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (shade, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
-
-
-def hub_row(image: Any, name: Any = "1.png", **more: Any) -> dict[str, Any]:
-    return {"image": image, "question": "Q?", "chosen": "c", "rejected": "r", "image_name": name, **more}
-
-
-def test_parquet_writes_images_and_numbers_rows_over_files(tmp_path: Path) -> None:
-    struct_file = parquet(tmp_path / "a.parquet", [hub_row({"bytes": png(1), "path": "p.png"}, class1="Malicious Use")])
-    bytes_file = parquet(tmp_path / "b.parquet", [hub_row(png(2), "sub/2.png"), hub_row(png(2), "sub/2.png")])
-    rejected = RejectedRows()
-    pairs = read_parquet_pairs([struct_file, bytes_file], tmp_path / "images", rejected=rejected)
-    assert [pair.prompt.id for pair in pairs] == ["parquet:0", "parquet:1", "parquet:2"]
-    assert pairs[0].prompt.category == "Malicious Use"
-    assert Path(str(pairs[0].prompt.image)).read_bytes() == png(1)
-    assert pairs[1].prompt.image == pairs[2].prompt.image == str(tmp_path / "images/sub/2.png")
-    assert rejected.count == 0
-    again = read_parquet_pairs([struct_file, bytes_file], tmp_path / "images", rejected=rejected)
-    assert again == pairs
-
-
-def test_parquet_same_name_for_different_images_keeps_both(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "a.parquet", [hub_row(png(1)), hub_row(png(2)), hub_row(png(1)), hub_row(png(2))])
-    pairs = read_parquet_pairs([path], tmp_path / "images", rejected=RejectedRows())
-    images = [str(pair.prompt.image) for pair in pairs]
-    assert [Path(image).read_bytes() for image in images] == [png(1), png(2), png(1), png(2)]
-    assert len(set(images)) == 2
-
-
-def test_parquet_bad_rows(tmp_path: Path) -> None:
-    rows = [
-        hub_row(None),
-        hub_row(b"junk", "2.png"),
-        hub_row(png(3), "../3.png"),
-        hub_row(png(4), "4.png", chosen=""),
-        hub_row(png(5), None),
-    ]
-    path = parquet(tmp_path / "a.parquet", rows)
-    rejected = RejectedRows()
-    (pair,) = read_parquet_pairs([path], tmp_path / "images", rejected=rejected)
-    assert pair.prompt.id == "parquet:4"
-    assert [error.row for error in rejected.errors] == [0, 1, 2, 3]
-    assert not (tmp_path / "3.png").exists()
-
-
-def test_parquet_without_the_columns(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="chosen, rejected"):
-        read_parquet_pairs([parquet(tmp_path / "a.parquet", [{"image": b"", "question": "q"}])], tmp_path,
-                           rejected=RejectedRows())  # fmt: skip
-    (tmp_path / "b.parquet").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="not a parquet"):
-        read_parquet_pairs([tmp_path / "b.parquet"], tmp_path, rejected=RejectedRows())

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-JOBS = ("make_tiny_world", "pretrain_safe_llava", "sft_safe_llava", "train_reward_model", "ppo_spa_vl")
+JOBS = (
+    "prepare_spa_vl",
+    "make_tiny_world",
+    "pretrain_safe_llava",
+    "sft_safe_llava",
+    "train_reward_model",
+    "ppo_spa_vl",
+    "infer",
+    "evaluate",
+)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
