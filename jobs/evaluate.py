@@ -1,0 +1,228 @@
+"""Safety benchmarks over a model's answers: `python jobs/evaluate.py --config jobs/configs/tiny/evaluate.yaml`.
+
+HarmEval, HelpEval, MM-SafetyBench and AdvBench, as far as their sections are given. Writes `evaluation/<name>.json`
+(numbers) and `evaluation/<name>.jsonl` (judged answers) in the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+from jobs.command_line import main
+from rlhf.batch import Prompt
+from rlhf.checkpoint import RunFolder
+from rlhf.config import ModelConfig
+from rlhf.data.rejected import RejectedRows
+from rlhf.errors import ConfigError, DataError
+from rlhf.evaluation.advbench import AdvBenchConfig, read_advbench
+from rlhf.evaluation.benchmark import (
+    IMAGE_POLICIES,
+    UNANSWERED,
+    Conditions,
+    ImagePolicy,
+    Item,
+    JudgedItem,
+    Measure,
+    records,
+    row_line,
+    with_image_policy,
+)
+from rlhf.evaluation.harmeval import ROWS, HarmEvalConfig, HelpEvalConfig, read_harmeval
+from rlhf.evaluation.judges import Case, Judge, JudgeConfig, build_judge, judge_all
+from rlhf.evaluation.mm_safetybench import MMSafetyBenchConfig, read_mm_safetybench
+from rlhf.inference import Answer, GenerationConfig
+from rlhf.ledger import Ledger, write_whole
+from rlhf.metrics import Progress
+
+BENCHMARKS = ("harmeval", "helpeval", "mm_safetybench", "advbench")
+
+
+class EvaluationConfig(GenerationConfig):
+    """Which benchmarks, who answers, who judges."""
+
+    harmeval: HarmEvalConfig | None = None
+    helpeval: HelpEvalConfig | None = None
+    mm_safetybench: MMSafetyBenchConfig | None = None
+    advbench: AdvBenchConfig | None = None
+    judge: JudgeConfig = JudgeConfig()
+    image_policy: ImagePolicy = "none"
+    """For prompts without an image: none asks them without one, blank shows a blank one. Results depend on it."""
+    label: str = ""
+    """What the data are, if not the published benchmarks; stands above every result."""
+
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> EvaluationConfig:
+        if all(getattr(self, name) is None for name in BENCHMARKS):
+            raise ConfigError(
+                [f"no benchmark is given: add a section {', '.join(BENCHMARKS[:-1])} or {BENCHMARKS[-1]}"]
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark that is ready to be asked."""
+
+    name: str
+    measure: Measure
+    items: list[Item]
+    expected: int | None
+
+
+def run(config: EvaluationConfig) -> list[dict[str, Any]]:
+    """Answer, judge, write and print, or go on where an earlier process was stopped; returns all records."""
+    folder = RunFolder(config.run, config)
+    try:
+        if folder.complete:
+            print(f"{config.run.name} is complete: {folder.path} (--fresh begins again)", flush=True)
+        else:
+            _run(config, folder)
+        found = [json.loads((folder.path / "evaluation" / f"{name}.json").read_text()) for name in _chosen(config)]
+        everything = [record for content in found for record in content["records"]]
+        _show(everything)
+        return everything
+    finally:
+        folder.close()
+
+
+def _run(config: EvaluationConfig, folder: RunFolder) -> None:
+    from jobs.generation import answer_prompts
+    from rlhf.data.processor import Processor
+
+    rejected = RejectedRows(folder.path / "rejected.jsonl")
+    Processor.load(config.model)  # a missing model is refused before anything starts
+    judge = build_judge(config.judge)
+    benchmarks = read_benchmarks(config, folder.path / "images", rejected)
+    asked = [item.prompt for benchmark in benchmarks for item in benchmark.items]
+    models: dict[str, tuple[ModelConfig, Sequence[Prompt]]] = {"policy": (config.model, asked)}
+    if config.helpeval is not None:
+        Processor.load(config.helpeval.baseline)
+        helpful = next(benchmark for benchmark in benchmarks if benchmark.name == "helpeval")
+        models["baseline"] = (config.helpeval.baseline, [item.prompt for item in helpful.items])
+    answers = answer_prompts(config, models, folder.path / "generation", rejected)
+    for benchmark in benchmarks:
+        others = answers.get("baseline", {}) if benchmark.name == "helpeval" else None
+        judged = _judge(config, folder.path, judge, benchmark, answers["policy"], others)
+        write_results(folder.path / "evaluation", benchmark, judged, _conditions(config, judge, benchmark))
+    folder.mark_complete()
+
+
+def read_benchmarks(config: EvaluationConfig, images: Path, rejected: RejectedRows) -> list[Benchmark]:
+    """The chosen benchmarks, image policy applied. Raises DataError if one of them has no usable row."""
+    found = []
+    if config.harmeval is not None:
+        items = read_harmeval(config.harmeval, "harmeval", images, rejected, "harmful")
+        found.append(Benchmark("harmeval", "unsafe_rate", items, ROWS))
+    if config.helpeval is not None:
+        items = read_harmeval(config.helpeval, "helpeval", images, rejected, "benign")
+        found.append(Benchmark("helpeval", "win_rate", items, ROWS))
+    if config.mm_safetybench is not None:
+        items = read_mm_safetybench(config.mm_safetybench, rejected)
+        found.append(Benchmark("mm_safetybench", "unsafe_rate", items, config.mm_safetybench.expected))
+    if config.advbench is not None:
+        items = read_advbench(config.advbench, rejected)
+        found.append(Benchmark("advbench", "unsafe_rate", items, config.advbench.expected))
+    for benchmark in found:
+        if not benchmark.items:
+            rejected.check(rejected.count, config.max_rejected_share)
+            raise DataError("no usable row", source=benchmark.name)
+    return [
+        Benchmark(one.name, one.measure, with_image_policy(one.items, config.image_policy, images), one.expected)
+        for one in found
+    ]
+
+
+def write_results(folder: Path, benchmark: Benchmark, judged: Sequence[JudgedItem], conditions: Conditions) -> None:
+    """`<name>.jsonl` with every judged answer, then `<name>.json` with the records."""
+    lines = (json.dumps(row_line(one, conditions), ensure_ascii=False) + "\n" for one in judged)
+    write_whole(folder / f"{benchmark.name}.jsonl", "".join(lines))
+    found = records(benchmark.name, benchmark.measure, judged, conditions, benchmark.expected)
+    write_whole(folder / f"{benchmark.name}.json", json.dumps({"records": found}, indent=2, ensure_ascii=False))
+
+
+def _judge(
+    config: EvaluationConfig,
+    folder: Path,
+    judge: Judge,
+    benchmark: Benchmark,
+    answers: Mapping[str, Answer],
+    others: Mapping[str, Answer] | None,
+) -> list[JudgedItem]:
+    """Items in order; those that one of the models did not answer are "unanswered"."""
+    cases: dict[str, Case] = {}
+    for item in benchmark.items:
+        key = item.prompt.id
+        if key in answers and (others is None or key in others):
+            other = None if others is None else others[key].response
+            cases[key] = Case(item.prompt, answers[key].response, other)
+    with (
+        Ledger(folder / "evaluation" / "verdicts" / benchmark.name, {"judge": judge.name}) as ledger,
+        Progress(f"judged {benchmark.name}", len(cases)) as progress,
+    ):
+        asked = list(cases.values())
+        made = judge_all(judge, asked, ledger, config.judge.concurrency, lambda done: progress.advance(done, {}))
+    verdicts = dict(zip(cases, made, strict=True))
+    judged = []
+    for item in benchmark.items:
+        case = cases.get(item.prompt.id)
+        if case is None:
+            judged.append(JudgedItem(item, "", False, UNANSWERED, "the prompt was rejected: see rejected.jsonl"))
+            continue
+        verdict, answer = verdicts[item.prompt.id], answers[item.prompt.id]
+        judged.append(
+            JudgedItem(item, answer.response, answer.truncated, verdict.verdict, verdict.reason, case.other or "")
+        )
+    return judged
+
+
+def _conditions(config: EvaluationConfig, judge: Judge, benchmark: Benchmark) -> Conditions:
+    model = config.model.path
+    if config.helpeval is not None and benchmark.name == "helpeval":
+        model = f"{model} against {config.helpeval.baseline.path}"
+    return Conditions(
+        model=model,
+        judge=judge.name,
+        decoding=config.sampling.words,
+        image_policy=IMAGE_POLICIES[config.image_policy],
+        engine=f"{config.rollout.engine} {config.rollout.dtype}",
+        label=config.label,
+    )
+
+
+def _chosen(config: EvaluationConfig) -> list[str]:
+    return [name for name in BENCHMARKS if getattr(config, name) is not None]
+
+
+def _show(everything: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=120)
+    for name in dict.fromkeys(record["benchmark"] for record in everything):
+        rows = [record for record in everything if record["benchmark"] == name]
+        first = rows[0]
+        conditions = f"judge: {first['judge']}\ndecoding: {first['decoding']}\nimages: {first['image_policy']}"
+        title = " - ".join(part for part in (name, first["measure"], first["label"]) if part)
+        table = Table("group", "rate", "95 % interval", "rows", "invalid", "unanswered", "worst case", title=title)
+        for row in rows:
+            group = row["group"] if row["group_by"] == "all" else f"{row['group_by']}: {row['group']}"
+            count = f"{row['n']} of {row['expected']}" if row.get("expected") else str(row["n"])
+            interval = "-" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+            numbers = [_number(row["rate"]), interval, count, str(row["invalid"]), str(row[UNANSWERED])]
+            table.add_row(group, *numbers, _number(row["worst_case"]))
+        table.caption, table.caption_justify = f"model: {first['model']}\n{conditions}", "left"
+        console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main(EvaluationConfig, run, __doc__ or "")
