@@ -15,18 +15,19 @@ from cluster.placement import Placement
 from rlhf.algorithms import ppo
 from rlhf.batch import Experience, TokenBatch
 from rlhf.config import resolve
-from rlhf.online_config import OnlineConfig
+from rlhf.online_config import CriticConfig, OnlineConfig
 
 
 class CriticRank(LearnerRank):
     """One rank of the critic."""
 
-    def build(self, config: OnlineConfig) -> None:
+    def build(self, config: OnlineConfig, critic: CriticConfig) -> None:
         """Load backbone and head, partitioned over the ranks, and the critic's own optimizer."""
         from rlhf.models.heads import ScalarModel
 
-        head = Path(resolve(config.critic_from.path))
-        self.load_model(config, config.critic, config.critic_from, partial(ScalarModel, head_from=head))
+        self.critic = critic
+        head = Path(resolve(critic.model.path))
+        self.load_model(config, critic, critic.model, partial(ScalarModel, head_from=head))
 
     def values(self, tokens: TokenBatch) -> Tensor:
         """[B, T] of this rank's rows."""
@@ -39,7 +40,7 @@ class CriticRank(LearnerRank):
             values = values_of(engine(short), short)
             return torch.nn.functional.pad(values, (0, width - values.shape[1]))
 
-        return torch.cat(self.learner.infer(tokens.split(self.config.critic.micro_rows), forward))
+        return torch.cat(self.learner.infer(tokens.split(self.critic.micro_rows), forward))
 
     def step(self, experience: Experience, denominator: float) -> dict[str, float]:
         """One optimizer step on this rank's rows."""
@@ -51,14 +52,14 @@ class CriticRank(LearnerRank):
             values = values_of(engine(micro.tokens), micro.tokens)
             return ppo.value_loss(values, micro.to(values.device), algorithm, denominator)
 
-        return self.learner.step(experience.split(self.config.critic.micro_rows), objective)
+        return self.learner.step(experience.split(self.critic.micro_rows), objective)
 
 
 class CriticGroup(LearnerGroup):
     """The critic as the loop sees it."""
 
-    def __init__(self, config: OnlineConfig, placement: Placement) -> None:
-        super().__init__("critic", CriticRank, config, placement, config.critic.micro_rows)
+    def __init__(self, config: OnlineConfig, critic: CriticConfig, placement: Placement) -> None:
+        super().__init__("critic", CriticRank, config, placement, critic.micro_rows, critic)
 
     def values(self, tokens: TokenBatch) -> RayPending[Tensor]:
         """[B, T]."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.group import Group, Rank, shares
+from actors.group import Group, Rank, RunOfRoles, shares
 from actors.pending import RayPending, wait
 from cluster.placement import Placement
 from rlhf.batch import Score, TokenBatch
@@ -58,7 +58,7 @@ class RewardRank(Rank):
 class FrozenGroup(Group):
     """Actors whose constructor is their whole state, so that Ray's own restart and retry lose nothing."""
 
-    def __init__(self, role: str, actor: type, config: OnlineConfig, placement: Placement) -> None:
+    def __init__(self, role: str, actor: type, config: RunOfRoles, placement: Placement) -> None:
         restarts = config.run.max_restarts
         super().__init__(
             role,

@@ -5,14 +5,26 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import torch
 
 from actors.pending import wait
 from cluster.placement import Placement
-from rlhf.config import RoleConfig
+from rlhf.config import RoleConfig, RunConfig
+
+
+class RunOfRoles(Protocol):
+    """The configuration of a run, online or from preferences, as far as groups look at it."""
+
+    @property
+    def run(self) -> RunConfig:
+        """Seed and restarts."""
+
+    @property
+    def roles(self) -> Any:
+        """A RoleConfig under the name of each role, and `backend` for the collectives."""
 
 
 class Rank:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from actors.group import Group, Rank, shares
+from actors.group import Group, Rank, RunOfRoles, shares
 from actors.pending import RayPending, nothing, wait
 from cluster.placement import Placement
-from rlhf.batch import Experience, TokenBatch
+from rlhf.batch import TensorRecord
 from rlhf.config import ModelConfig
 from rlhf.models.llava import VisionLanguage
 from rlhf.online_config import LearnerConfig, OnlineConfig
@@ -20,6 +21,8 @@ from rlhf.online_config import LearnerConfig, OnlineConfig
 class LearnerRank(Rank):
     """One rank of a learning role."""
 
+    config: Any
+
     def load_model(
         self,
         config: OnlineConfig,
@@ -27,14 +30,23 @@ class LearnerRank(Rank):
         model: ModelConfig,
         kind: Callable[[VisionLanguage], nn.Module],
     ) -> None:
+        """Load `model` for an online run."""
+        self.config = config
+        self.make_learner(config.run.seed, config.total_optimizer_steps, part, model, kind)
+
+    def make_learner(
+        self,
+        seed: int,
+        total_steps: int,
+        part: LearnerConfig,
+        model: ModelConfig,
+        kind: Callable[[VisionLanguage], nn.Module],
+    ) -> None:
         """Load `model`, partitioned over the ranks, with `kind` around it and an optimizer of its own."""
         from rlhf.models.build import build_learner
 
-        torch.manual_seed(config.run.seed + self.rank)
-        self.config = config
-        self.learner = build_learner(
-            kind, model, part.trainable, part.optimizer, part.deepspeed, config.total_optimizer_steps
-        )
+        torch.manual_seed(seed + self.rank)
+        self.learner = build_learner(kind, model, part.trainable, part.optimizer, part.deepspeed, total_steps)
 
     def save(self, folder: Path) -> None:
         """Weights, optimizer and random state."""
@@ -54,27 +66,29 @@ class LearnerRank(Rank):
 class LearnerGroup(Group):
     """What the driver does with a learning role, policy or critic."""
 
-    def __init__(self, role: str, actor: type, config: OnlineConfig, placement: Placement, micro_rows: int) -> None:
+    def __init__(
+        self, role: str, actor: type, config: RunOfRoles, placement: Placement, micro_rows: int, *more: Any
+    ) -> None:
         super().__init__(role, actor, getattr(config.roles, role), placement)
         self._micro_rows = micro_rows
         self.join(config.roles.backend)
-        self.building = self.call("build", config)
+        self.building = self.call("build", config, *more)
 
     def wait_built(self) -> None:
         """Wait until every rank has its model."""
         wait(self.role, self.building)
 
-    def infer(self, verb: str, tokens: TokenBatch) -> RayPending[Tensor]:
-        """[B, T] from rows shared out over the ranks; every rank makes the same number of passes (ZeRO-3 gathers)."""
-        padded = _pad_rows(len(tokens), self.config.ranks * self._micro_rows)
+    def infer(self, verb: str, rows: TensorRecord) -> RayPending[Tensor]:
+        """[B, ...] from rows shared out over the ranks; every rank makes the same number of passes (ZeRO-3 gathers)."""
+        padded = _pad_rows(len(rows), self.config.ranks * self._micro_rows)
         pieces = shares(len(padded), self.config.ranks)
-        refs = self.call_each(verb, [(tokens.select(padded[piece.start : piece.stop]),) for piece in pieces])
-        return RayPending(self.role, refs, lambda parts: torch.cat(parts)[: len(tokens)])
+        refs = self.call_each(verb, [(rows.select(padded[piece.start : piece.stop]),) for piece in pieces])
+        return RayPending(self.role, refs, lambda parts: torch.cat(parts)[: len(rows)])
 
-    def step(self, experience: Experience, denominator: float) -> RayPending[dict[str, float]]:
+    def step(self, rows: TensorRecord, denominator: float) -> RayPending[dict[str, float]]:
         """One optimizer step over all ranks."""
-        pieces = shares(len(experience), self.config.ranks)
-        refs = self.call_each("step", [(experience.select(piece), denominator) for piece in pieces])
+        pieces = shares(len(rows), self.config.ranks)
+        refs = self.call_each("step", [(rows.select(piece), denominator) for piece in pieces])
         return RayPending(self.role, refs, _add_statistics)
 
     def save(self, folder: Path) -> RayPending[None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from actors.learning import LearnerGroup, LearnerRank
 from actors.pending import RayPending, wait
 from cluster.placement import Placement
-from rlhf.algorithms import ppo
+from rlhf.algorithms import ON_POLICY
 from rlhf.batch import Experience, TokenBatch
 from rlhf.online_config import OnlineConfig
 
@@ -45,7 +45,8 @@ class PolicyRank(LearnerRank):
 
         def objective(engine: Any, micro: Experience) -> tuple[Tensor, dict[str, Tensor]]:
             logprobs, entropy = engine(micro.tokens, temperature)
-            return ppo.policy_loss(logprobs, entropy, micro.to(logprobs.device), algorithm, denominator)
+            micro = micro.to(logprobs.device)
+            return ON_POLICY[algorithm.kind].policy_loss(logprobs, entropy, micro, algorithm, denominator)
 
         return self.learner.step(experience.split(self.config.policy.micro_rows), objective)
 

@@ -30,15 +30,16 @@ class Team:
         canary: tuple[Sequence[Prompt], Sequence[Sequence[int]]],
     ) -> None:
         self.policy = PolicyGroup(config, placement)
-        self.critic = CriticGroup(config, placement)
-        self.reference = ReferenceGroup(config, placement)
+        self.critic = CriticGroup(config, config.critic, placement) if config.critic else None
+        self.reference = ReferenceGroup(config, placement) if config.roles.reference else None
         self.reward = RewardGroup(config, placement)
         self.rollout = RolloutGroup(config, placement, self.policy, processor, canary)
 
     def __enter__(self) -> Self:
         try:
             for group in (self.policy, self.critic, self.reference, self.reward, self.rollout):
-                group.wait_built()
+                if group is not None:
+                    group.wait_built()
         except BaseException:
             self.kill()
             raise
@@ -51,11 +52,14 @@ class Team:
 
     def roles(self) -> Roles:
         """What the loop needs."""
-        return Roles(self.policy, self.critic, self.reference, self.reward, self.rollout)
+        reference = self.reference or self.policy.reference()
+        return Roles(self.policy, self.critic, reference, self.reward, self.rollout)
 
     def restore(self, checkpoint: Path) -> None:
-        """Bring policy and critic to a checkpoint."""
-        loading = [self.policy.load(checkpoint / "policy"), self.critic.load(checkpoint / "critic")]
+        """Bring policy and critic (if there is one) to a checkpoint."""
+        loading = [self.policy.load(checkpoint / "policy")]
+        if self.critic:
+            loading.append(self.critic.load(checkpoint / "critic"))
         for one in loading:
             one.result()
 
@@ -63,4 +67,5 @@ class Team:
         """End every process of every role."""
         for group in (self.rollout, self.reward, self.reference, self.critic, self.policy):
             with contextlib.suppress(Exception):  # an actor that is dead already must not keep the others alive
-                group.kill()
+                if group is not None:
+                    group.kill()

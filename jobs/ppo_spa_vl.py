@@ -5,22 +5,21 @@ Policy, critic, reference, reward model and vLLM engines are Ray actors; the loo
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.before_after import answer, evaluation_prompts, fitting, show
 from jobs.command_line import main
 from rlhf.batch import Prompt
 from rlhf.checkpoint import RunFolder
 from rlhf.config import resolve
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
-from rlhf.data.spa_vl import load_pairs, load_prompts
+from rlhf.data.spa_vl import load_pairs
 from rlhf.errors import DataError, WorkerLostError
-from rlhf.evaluation.before_after import evaluate, record
 from rlhf.online import state_of, train
 from rlhf.online_config import OnlineConfig
 
@@ -43,7 +42,7 @@ def run(config: OnlineConfig) -> dict[str, Any]:
             print(f"{config.run.name} is complete: {folder.path} (--fresh begins again)", flush=True)
         else:
             _run(config, folder)
-        return _show(folder.path)
+        return show(folder.path)
     finally:
         folder.close()
 
@@ -56,8 +55,7 @@ def _run(config: OnlineConfig, folder: RunFolder) -> None:
 
     inputs = read_inputs(config, folder.path)
     own = connect()
-    roles = config.roles
-    placement = place({name: getattr(roles, name) for name in ("policy", "critic", "reference", "reward", "rollout")})
+    placement = place(config.roles.present())
     try:
         for attempt in range(config.run.max_restarts + 1):
             try:
@@ -93,11 +91,12 @@ def _attempt(config: OnlineConfig, folder: RunFolder, inputs: Inputs, placement:
             flush=True,
         )
         if not (folder.path / "evaluation" / "before.jsonl").exists():
-            _evaluate(config, folder, team, inputs.evaluation, "before")
+            _answer(config, folder, team, inputs.evaluation, "before")
         state = train(team.roles(), inputs.prompts, inputs.processor, config, folder)
-        _evaluate(config, folder, team, inputs.evaluation, "after")
+        _answer(config, folder, team, inputs.evaluation, "after")
         team.policy.export(folder.path / "model").result()
-        team.critic.export(folder.path / "critic").result()
+        if team.critic:
+            team.critic.export(folder.path / "critic").result()
     from rlhf.report import write_report
 
     write_report(folder.path)
@@ -111,15 +110,13 @@ def read_inputs(config: OnlineConfig, folder: Path) -> Inputs:
     processor = Processor.load(config.model)
     root = Path(resolve(data.image_root))
     pairs = load_pairs(resolve(data.train), data.keywords, root, rejected)
-    evaluation: list[Prompt] = []
-    if data.evaluation:
-        evaluation_root = Path(resolve(data.evaluation_image_root)) if data.evaluation_image_root else root
-        kinds = list(json.loads(Path(resolve(data.evaluation)).read_text()))
-        evaluation = load_prompts(resolve(data.evaluation), kinds, evaluation_root, rejected)
+    evaluation = evaluation_prompts(data.evaluation, data.evaluation_image_root or data.image_root, rejected)
     budget = config.sampling.max_new_tokens
-    prompts = _fitting([pair.prompt for pair in pairs], processor, budget, config.rollout.max_length, rejected)
-    evaluation = _fitting(evaluation, processor, budget, config.rollout.max_length, rejected)
+    prompts = fitting([pair.prompt for pair in pairs], processor, budget, config.rollout.max_length, rejected)
+    evaluation = fitting(evaluation, processor, budget, config.rollout.max_length, rejected)
     rejected.check(len(prompts) + len(evaluation) + rejected.count, data.max_rejected_share)
+    if rejected.count:
+        print(f"left out, as data.max_rejected_share allows: {dict(rejected.kinds)} ({rejected.path})", flush=True)
     if not prompts:
         raise DataError("no usable prompt", source=data.train)
     chosen = [pair for pair in pairs if pair.prompt.image][: config.loop.canary_prompts]
@@ -128,43 +125,9 @@ def read_inputs(config: OnlineConfig, folder: Path) -> Inputs:
     return Inputs(processor, prompts, evaluation, ([pair.prompt for pair in chosen], answers))
 
 
-def _fitting(
-    prompts: Sequence[Prompt], processor: Processor, budget: int, context: int, rejected: RejectedRows
-) -> list[Prompt]:
-    kept = []
-    for prompt in prompts:
-        try:
-            processor.prompt_ids(prompt, budget, context)
-        except DataError as error:
-            rejected.add(error)
-        else:
-            kept.append(prompt)
-    return kept
-
-
-def _evaluate(config: OnlineConfig, folder: RunFolder, team: Any, prompts: Sequence[Prompt], moment: str) -> None:
-    if not prompts:
-        return
-    began = time.monotonic()
-    rows = evaluate(team.rollout, team.reward, prompts, config.sampling.max_new_tokens)
-    record(folder.path, moment, rows, config.data.label)
-    print(f"evaluated {len(rows)} prompts {moment} training in {time.monotonic() - began:.0f} s", flush=True)
-
-
-def _show(folder: Path) -> dict[str, Any]:
-    from rich.console import Console
-    from rich.table import Table
-
-    path = folder / "evaluation" / "summary.json"
-    summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    console = Console(width=100)
-    if summary:
-        table = Table("", "before", "after", title=summary.get("label"))
-        for name in summary["before"]:
-            table.add_row(name, *(f"{summary[moment][name]:.3f}" for moment in ("before", "after")))
-        console.print(table)
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-    return summary
+def _answer(config: OnlineConfig, folder: RunFolder, team: Any, prompts: Sequence[Prompt], moment: str) -> None:
+    budget, label = config.sampling.max_new_tokens, config.data.label
+    answer(folder.path, moment, team.rollout, team.reward, prompts, budget, label)
 
 
 if __name__ == "__main__":

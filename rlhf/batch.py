@@ -139,6 +139,19 @@ class PairBatch(TensorRecord):
     chosen: TokenBatch
     rejected: TokenBatch
 
+    @property
+    def answer_lengths(self) -> Tensor:
+        """[B, 2] long: counted tokens of the chosen and of the rejected answer."""
+        return torch.stack([one.response_mask.sum(dim=1) for one in (self.chosen, self.rejected)], dim=1)
+
+
+@dataclass(frozen=True)
+class PreferenceBatch(TensorRecord):
+    """Preference pairs with what the reference gives their answers."""
+
+    pairs: PairBatch
+    reference: Tensor  # [B, 2] log-probabilities summed over the chosen and over the rejected answer
+
 
 @dataclass(frozen=True)
 class Experience(TensorRecord):

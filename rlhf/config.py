@@ -252,18 +252,32 @@ def describe(schema: type[Config]) -> str:
 
 
 def walk(schema: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every leaf key of a schema with its field, dotted, depth first."""
+    """Every leaf key of a schema with its field, dotted, depth first.
+
+    Where a section has several kinds, the keys of all of them, and under `kind` the one that is documented first.
+    """
     for name, field in schema.model_fields.items():
-        section = _section(field.annotation)
-        if section is not None:
-            yield from walk(section, f"{prefix}{name}.")
+        sections = _sections(field.annotation)
+        keys: dict[str, FieldInfo] = {}
+        for section in sections:
+            for key, leaf in walk(section, f"{prefix}{name}."):
+                keys.setdefault(key, leaf)
+        if len(sections) > 1:
+            kinds = tuple(get_args(section.model_fields["kind"].annotation)[0] for section in sections)
+            choice: Any = Literal[kinds]
+            about = FieldInfo(annotation=choice, description="Which one; not all keys below are keys of all.")
+            keys = {f"{prefix}{name}.kind": about} | {k: v for k, v in keys.items() if k != f"{prefix}{name}.kind"}
+        if sections:
+            yield from keys.items()
         else:
             yield f"{prefix}{name}", field
 
 
-def _section(annotation: Any) -> type[Config] | None:
-    candidates = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Config)), None)
+def _sections(annotation: Any) -> tuple[type[Config], ...]:
+    """The sections that an annotation allows: one, several of a union, or none for a leaf."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return (annotation,)
+    return tuple(section for part in get_args(annotation) for section in _sections(part))
 
 
 def _type_name(annotation: Any) -> str:
@@ -283,11 +297,13 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any, problems: list[st
 
 
 def _problem(schema: type[Config], error: dict[str, Any]) -> str:
-    location = [str(part) for part in error["loc"]]
+    location = _without_kinds(schema, [str(part) for part in error["loc"]])
     name = ".".join(location)
     if error["type"] == "extra_forbidden":
         known = [key for key, _ in walk(schema)] + list(schema.model_fields)
         parent = ".".join(location[:-1])
+        if name in known:
+            return f"{name}: unknown key for this {parent}.kind; remove it"
         siblings = [key for key in known if key.rpartition(".")[0] == parent] or known
         nearest = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5) or difflib.get_close_matches(
             name, known, n=1, cutoff=0.5
@@ -297,3 +313,16 @@ def _problem(schema: type[Config], error: dict[str, Any]) -> str:
         return f"{name}: required key is missing"
     message = error["msg"].removeprefix("Value error, ")
     return f"{name or 'configuration'}: {message} (got {error.get('input')!r})" if location else message
+
+
+def _without_kinds(schema: type[Config], location: list[str]) -> list[str]:
+    """A key path as the file has it: pydantic puts the kind of a section behind its name."""
+    if not location:
+        return location
+    head, rest = location[0], location[1:]
+    sections = _sections(schema.model_fields[head].annotation) if head in schema.model_fields else ()
+    if len(sections) > 1 and rest:
+        kinds = {get_args(section.model_fields["kind"].annotation)[0]: section for section in sections}
+        if rest[0] in kinds:
+            return [head, *_without_kinds(kinds[rest[0]], rest[1:])]
+    return [head, *(_without_kinds(sections[0], rest) if sections else rest)]

@@ -1,7 +1,7 @@
-"""The loop over the policy's own rollouts: PPO, from prompt to weight sync, in ten steps.
+"""The loop over the policy's own rollouts: PPO, GRPO or RLOO, from prompt to weight sync, in ten steps.
 
 `iterate` is one iteration and reads from top to bottom. It talks to roles, never to machines, and computes nothing
-itself: the maths is in `rlhf/algorithms/ppo.py`.
+itself: the maths is in `rlhf/algorithms/`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.algorithms import ppo
+from rlhf.algorithms import ON_POLICY
+from rlhf.algorithms.on_policy import mini_batches
 from rlhf.batch import Completion, Experience, Prompt, Score, TokenBatch
 from rlhf.checkpoint import Checkpoint, RunFolder
 from rlhf.data.processor import Processor
@@ -69,7 +70,7 @@ def iterate(
     clock, loop, seed = Stopwatch(), config.loop, config.run.seed
     # 1. The next prompts: text and image references, no pixels.
     rows = rows_at(len(prompts), seed, state.cursor, loop.prompts_per_iteration)
-    batch = [prompts[row] for row in rows]
+    batch = _repeated([prompts[row] for row in rows], config.algorithm.answers_per_prompt)
     # 2. Answers with the engine's own log-probabilities.
     sampling = config.sampling.model_copy(update={"seed": seed * 1_000_003 + state.iteration})
     with clock("generate"):
@@ -78,16 +79,19 @@ def iterate(
     tokens = processor.join(batch, [completion.token_ids for completion in completions])
     # 4. Everybody judges at once.
     with clock("score"):
-        pending = (roles.policy.logprobs(tokens), roles.reference.logprobs(tokens), roles.critic.values(tokens))
+        judging = roles.policy.logprobs(tokens), roles.reference.logprobs(tokens)
+        valuing = roles.critic.values(tokens) if roles.critic else None
         scoring = roles.reward.score([Rollout(*pair) for pair in zip(batch, completions, strict=True)])
-        (old, reference, values), scores = (one.result() for one in pending), scoring.result()
+        (old, reference), scores = (one.result() for one in judging), scoring.result()
+        values = valuing.result() if valuing else torch.zeros_like(old)
     # 5. Refuse stale or inconsistent rollouts.
     experience = _experience(tokens, completions, scores, old, reference, values)
     gap = _check(experience, completions, state.iteration, loop)
     # 6. Rewards, advantages, returns.
     with clock("estimate"):
-        experience, metrics = ppo.estimate(experience, config.algorithm, state.kl_coefficient)
-    # 7. Policy and critic each step exactly once per mini-batch.
+        algorithm = ON_POLICY[config.algorithm.kind]
+        experience, metrics = algorithm.estimate(experience, config.algorithm, state.kl_coefficient)
+    # 7. Policy and critic (if there is one) each step exactly once per mini-batch.
     with clock("update"):
         metrics |= _update(experience, roles, config, state.iteration)
     # 8. The engines get the new weights.
@@ -95,12 +99,12 @@ def iterate(
         sync = roles.rollout.sync(state.iteration + 1)
     # 9. Metrics, samples, the KL controller.
     controller = replace(config.algorithm.controller(), coefficient=state.kl_coefficient)
-    controller = controller.update(metrics["kl/sequence"], loop.prompts_per_iteration)
+    controller = controller.update(metrics["kl/sequence"], len(batch))
     metrics |= clock.all() | {"sync/" + key: value for key, value in asdict(sync).items() if isinstance(value, float)}
     metrics |= {"rollout/logprob_gap": gap, "kl/coefficient": state.kl_coefficient}
     metrics["rollout/tokens_per_second"] = float(tokens.response_mask.sum()) / clock.seconds["seconds/generate"]
     samples = _samples(batch, completions, scores, loop.samples_per_iteration)
-    after = OnlineState(state.iteration + 1, state.cursor + len(batch), controller.coefficient)
+    after = OnlineState(state.iteration + 1, state.cursor + len(rows), controller.coefficient)
     return Iteration(after, metrics, samples)
 
 
@@ -138,11 +142,20 @@ def state_of(checkpoint: Checkpoint | None, config: OnlineConfig) -> OnlineState
 def save(state: OnlineState, roles: Roles, folder: RunFolder) -> None:
     """Write one checkpoint: policy, critic and loop state together."""
     target = folder.checkpoints.begin(state.iteration)
-    saving = [roles.policy.save(target / "policy"), roles.critic.save(target / "critic")]
+    saving = [roles.policy.save(target / "policy")]
+    if roles.critic:
+        saving.append(roles.critic.save(target / "critic"))
     for one in saving:
         one.result()
     folder.checkpoints.commit(state.iteration, asdict(state))
     folder.publish()
+
+
+def _repeated(prompts: Sequence[Prompt], times: int) -> list[Prompt]:
+    """Every prompt so many times in a row; copies have ids of their own, so that their answers differ."""
+    if times == 1:
+        return list(prompts)
+    return [replace(prompt, id=f"{prompt.id}#{copy}") for prompt in prompts for copy in range(times)]
 
 
 def _experience(
@@ -189,12 +202,14 @@ def _update(experience: Experience, roles: Roles, config: OnlineConfig, iteratio
     steps = 0
     for epoch in range(algorithm.epochs):
         order_seed = (config.run.seed * 1_000_003 + iteration) * 101 + epoch
-        for chosen in ppo.mini_batches(rows, algorithm.mini_batch_size, order_seed):
+        for chosen in mini_batches(rows, algorithm.mini_batch_size, order_seed):
             mini_batch = experience.select(chosen)
             denominator = float(mini_batch.response_mask.sum())
-            policy, critic = roles.policy.step(mini_batch, denominator), roles.critic.step(mini_batch, denominator)
-            for prefix, stats in (("policy/", policy.result()), ("value/", critic.result())):
-                for name, value in stats.items():
+            stepping = {"policy/": roles.policy.step(mini_batch, denominator)}
+            if roles.critic:
+                stepping["value/"] = roles.critic.step(mini_batch, denominator)
+            for prefix, step in stepping.items():
+                for name, value in step.result().items():
                     totals[prefix + name] = totals.get(prefix + name, 0.0) + value
             steps += 1
     return {name: value / steps for name, value in totals.items()}

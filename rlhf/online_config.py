@@ -1,12 +1,12 @@
-"""The configuration of an online run (PPO), and what must fit together in it."""
+"""The configuration of an online run (PPO, GRPO, RLOO), and what must fit together in it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.algorithms.ppo import PPOConfig
+from rlhf.algorithms import AlgorithmConfig
 from rlhf.config import Config, DeepSpeedConfig, ModelConfig, OptimizerConfig, RoleConfig, RunConfig, TrainableConfig
 from rlhf.rewards import RewardConfig
 from rlhf.rollout.base import RolloutConfig, Sampling
@@ -41,13 +41,20 @@ class LearnerConfig(Config):
     """Rows per forward pass on one rank."""
 
 
+class CriticConfig(LearnerConfig):
+    """The critic; PPO needs one."""
+
+    model: ModelConfig
+    """Where it starts: a reward-model directory."""
+
+
 class LoopConfig(Config):
     """The walk of rlhf/online.py."""
 
     iterations: int = Field(ge=1)
     """Rounds of rollout and update."""
     prompts_per_iteration: int = Field(ge=1)
-    """Prompts per round, one answer each."""
+    """Prompts per round; GRPO and RLOO draw algorithm.group_size answers to each."""
     logprob_gap_bound: float = Field(default=1.0, gt=0)
     """Stop if engine and learner differ by more than this on any sampled token (nats)."""
     max_staleness: int = Field(default=0, ge=0)
@@ -64,27 +71,33 @@ class RolesConfig(Config):
     """Ray resources of every role."""
 
     policy: RoleConfig
-    critic: RoleConfig
-    reference: RoleConfig
+    critic: RoleConfig | None = None
+    """Only for algorithms with a critic (PPO)."""
+    reference: RoleConfig | None = None
+    """Unset: the policy's own ranks with their adapters off (needs policy.trainable.lora); costs no memory."""
     reward: RoleConfig
     rollout: RoleConfig
     backend: Literal["gloo", "nccl"] = "gloo"
     """Collectives of the policy's and the critic's ranks: nccl on GPUs, gloo on CPUs."""
 
+    def present(self) -> dict[str, RoleConfig]:
+        """The roles that have actors of their own, by name."""
+        named = {name: getattr(self, name) for name in ("policy", "critic", "reference", "reward", "rollout")}
+        return {name: role for name, role in named.items() if role is not None}
+
 
 class OnlineConfig(Config):
-    """One PPO run."""
+    """One run."""
 
     run: RunConfig
     model: ModelConfig
     """The policy at the start, which is also the reference."""
     data: PromptDataConfig
     reward: RewardConfig
-    critic_from: ModelConfig
-    """The critic at the start: a reward-model directory."""
     policy: LearnerConfig
-    critic: LearnerConfig
-    algorithm: PPOConfig
+    critic: CriticConfig | None = None
+    """Only for algorithms with a critic (PPO)."""
+    algorithm: Annotated[AlgorithmConfig, Field(discriminator="kind")]
     sampling: Sampling
     rollout: RolloutConfig
     loop: LoopConfig
@@ -92,34 +105,61 @@ class OnlineConfig(Config):
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> OnlineConfig:
+        problems = [*self._roles_that_do_not_fit(), *self._batches_that_do_not_fit()]
+        if self.sampling.max_new_tokens >= self.rollout.max_length:
+            problems.append("sampling.max_new_tokens leaves no room for a prompt in rollout.max_length")
+        if self.rollout.max_length > self.model.max_length:
+            problems.append("rollout.max_length exceeds model.max_length")
+        for name, part in (("policy", self.policy), ("critic", self.critic)):
+            if part is not None and part.trainable.vision_tower:
+                problems.append(f"{name}.trainable.vision_tower: the vision tower is frozen in online training")
+        if self.sampling.temperature == 0 or self.sampling.top_p != 1 or self.sampling.top_k != 0:
+            problems.append("sampling: the ratio of probabilities needs temperature > 0, top_p = 1 and top_k = 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _roles_that_do_not_fit(self) -> list[str]:
         problems = []
-        rows, mini = self.loop.prompts_per_iteration, self.algorithm.mini_batch_size
+        kind, needed = self.algorithm.kind, self.algorithm.needs_critic
+        for name, value in (("critic", self.critic), ("roles.critic", self.roles.critic)):
+            if needed and value is None:
+                problems.append(f"{name} is missing: algorithm.kind={kind} needs a critic")
+            if not needed and value is not None:
+                problems.append(f"{name} is set, but algorithm.kind={kind} has no critic: remove the section")
+        if self.roles.reference is None and self.policy.trainable.lora is None:
+            problems.append("roles.reference is missing: only a policy with trainable.lora can be its own reference")
+        return problems
+
+    def _batches_that_do_not_fit(self) -> list[str]:
+        problems = []
+        rows, mini = self.rows_per_iteration, self.algorithm.mini_batch_size
         if rows % mini:
-            problems.append(f"loop.prompts_per_iteration={rows} is not a multiple of algorithm.mini_batch_size={mini}")
+            problems.append(
+                f"the {rows} rows of an iteration (loop.prompts_per_iteration={self.loop.prompts_per_iteration} x "
+                f"{self.algorithm.answers_per_prompt} answers) are not a multiple of algorithm.mini_batch_size={mini}"
+            )
         for name, role, learner in (
             ("policy", self.roles.policy, self.policy),
             ("critic", self.roles.critic, self.critic),
         ):
+            if role is None or learner is None:
+                continue
             unit = role.ranks * learner.micro_rows
             if mini % unit:
                 problems.append(
                     f"algorithm.mini_batch_size={mini} does not divide into roles.{name}.ranks={role.ranks} x "
                     f"{name}.micro_rows={learner.micro_rows}: choose a multiple of {unit}"
                 )
-        if self.sampling.max_new_tokens >= self.rollout.max_length:
-            problems.append("sampling.max_new_tokens leaves no room for a prompt in rollout.max_length")
-        if self.rollout.max_length > self.model.max_length:
-            problems.append("rollout.max_length exceeds model.max_length")
-        if self.policy.trainable.vision_tower or self.critic.trainable.vision_tower:
-            problems.append("trainable.vision_tower: the vision tower is frozen in online training")
-        if self.sampling.temperature == 0 or self.sampling.top_p != 1 or self.sampling.top_k != 0:
-            problems.append("sampling: PPO's ratio needs temperature > 0, top_p = 1 and top_k = 0")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+        return problems
+
+    @property
+    def rows_per_iteration(self) -> int:
+        """Rollouts of one iteration."""
+        return self.loop.prompts_per_iteration * self.algorithm.answers_per_prompt
 
     @property
     def total_optimizer_steps(self) -> int:
-        """Optimizer steps of the policy (and of the critic) over the whole run."""
-        per_epoch = self.loop.prompts_per_iteration // self.algorithm.mini_batch_size
+        """Optimizer steps of the policy (and of a critic) over the whole run."""
+        per_epoch = self.rows_per_iteration // self.algorithm.mini_batch_size
         return self.loop.iterations * self.algorithm.epochs * per_epoch

@@ -106,7 +106,7 @@ class Roles:
     """Everybody who takes part in one run."""
 
     policy: Policy
-    critic: Critic
+    critic: Critic | None
     reference: Reference
     reward: Reward
     rollout: Generator

@@ -91,7 +91,7 @@ class LocalPolicy(_Learning):
 class LocalCritic(_Learning):
     def __init__(self, config: OnlineConfig) -> None:
         torch.manual_seed(0)
-        model = ScalarModel(load(config.critic_from, TrainableConfig()))
+        model = ScalarModel(load(config.critic.model, TrainableConfig()))
         super().__init__(model, config.critic.optimizer.lr, config.critic.micro_rows)
         self._config = config
 

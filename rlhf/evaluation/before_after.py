@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from rlhf.batch import Prompt
+from rlhf.batch import Completion, Prompt
 from rlhf.evaluation.safety import EvaluationRow, exact_match, is_refusal, summarise
 from rlhf.evaluation.statistics import wilson_interval
-from rlhf.roles import Generator, Reward, Rollout
+from rlhf.roles import Pending, Reward, Rollout
 from rlhf.rollout.base import Sampling
 
 RATES = {
@@ -21,13 +21,24 @@ RATES = {
 }
 
 
-def evaluate(rollout: Generator, reward: Reward, prompts: Sequence[Prompt], max_new_tokens: int) -> list[EvaluationRow]:
-    """Greedy answers to every prompt, scored."""
-    completions = rollout.generate(prompts, Sampling(max_new_tokens=max_new_tokens, temperature=0.0)).result()
+class Answers(Protocol):
+    """Whoever answers prompts: the engines of an online run, or engines that hold one model directory."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> Pending[list[Completion]]:
+        """One completion per prompt, in order."""
+
+
+def evaluate(
+    engines: Answers, reward: Reward | None, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[EvaluationRow]:
+    """Greedy answers to every prompt, scored if there is a reward."""
+    completions = engines.generate(prompts, Sampling(max_new_tokens=max_new_tokens, temperature=0.0)).result()
     pairs = list(zip(prompts, completions, strict=True))
-    scores = reward.score([Rollout(*pair) for pair in pairs]).result()
+    scores: list[float | None] = [None] * len(pairs)
+    if reward is not None:
+        scores = [score.value for score in reward.score([Rollout(*pair) for pair in pairs]).result()]
     return [
-        EvaluationRow(prompt, completion.text, score.value, completion.finish_reason == "length")
+        EvaluationRow(prompt, completion.text, score, completion.finish_reason == "length")
         for (prompt, completion), score in zip(pairs, scores, strict=True)
     ]
 

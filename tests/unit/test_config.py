@@ -8,20 +8,29 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.evaluate import EvaluationConfig
+from jobs.infer import InferenceConfig
 from jobs.make_tiny_world import TinyWorldConfig
+from jobs.prepare_spa_vl import PrepareConfig
 from jobs.sft_safe_llava import ImitationConfig
 from jobs.train_reward_model import RewardJobConfig
 from rlhf.config import BatchConfig, Config, describe, dump, home, load, resolve, walk
 from rlhf.errors import ConfigError
 from rlhf.online_config import OnlineConfig
+from rlhf.preference_config import PreferenceConfig
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 SCHEMAS: dict[str, type[Config]] = {
     "world": TinyWorldConfig,
+    "prepare_spa_vl": PrepareConfig,
     "pretrain": ImitationConfig,
     "sft": ImitationConfig,
     "reward_model": RewardJobConfig,
     "ppo": OnlineConfig,
+    "dpo": PreferenceConfig,
+    "dpo_lora": PreferenceConfig,
+    "infer": InferenceConfig,
+    "evaluate": EvaluationConfig,
 }
 TINY = CONFIGS / "tiny" / "ppo.yaml"
 
@@ -75,7 +84,7 @@ def test_all_problems_come_in_one_message() -> None:
 def test_numbers_that_do_not_fit_together_are_refused_with_the_unit() -> None:
     with pytest.raises(ConfigError, match=r"mini_batch_size=64.*choose a multiple of 96"):
         load(OnlineConfig, TINY, ["roles.policy.ranks=3"])
-    with pytest.raises(ConfigError, match=r"prompts_per_iteration=100 is not a multiple"):
+    with pytest.raises(ConfigError, match=r"prompts_per_iteration=100 x 1 answers\) are not a multiple"):
         load(OnlineConfig, TINY, ["loop.prompts_per_iteration=100"])
     with pytest.raises(ConfigError, match="top_p = 1"):
         load(OnlineConfig, TINY, ["sampling.top_p=0.9"])
@@ -102,7 +111,18 @@ def test_batches_refuse_to_round() -> None:
         BatchConfig(global_rows=32, micro_rows=8).per_rank(3)
 
 
-@pytest.mark.parametrize("schema", [ImitationConfig, RewardJobConfig, OnlineConfig, TinyWorldConfig])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        ImitationConfig,
+        RewardJobConfig,
+        OnlineConfig,
+        PreferenceConfig,
+        TinyWorldConfig,
+        InferenceConfig,
+        EvaluationConfig,
+    ],
+)
 def test_help_documents_every_key(schema: type[Config]) -> None:
     text = describe(schema)
     undocumented = [name for name, field in walk(schema) if not field.description]

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.ppo import PPOConfig, estimate, mini_batches, policy_loss, value_loss
+from rlhf.algorithms.on_policy import mini_batches
+from rlhf.algorithms.ppo import PPOConfig, estimate, policy_loss, value_loss
 from rlhf.batch import Experience, TokenBatch
 from rlhf.config import load
 from rlhf.errors import ConfigError, NonFiniteError, TrainingError
 from rlhf.kl import AdaptiveKL, FixedKL
 
-CONFIG = PPOConfig(mini_batch_size=2)
+CONFIG = PPOConfig(mini_batch_size=2, importance_cap=None)
 STARTS, LENGTHS = [2, 4, 1], [3, 1, 6]
 WIDTH = 9
 
@@ -186,7 +187,11 @@ def test_ratio_is_one_on_the_first_pass_and_entropy_is_measured() -> None:
     assert stats["entropy"].item() == pytest.approx(1.5)
     assert loss.item() == pytest.approx(-filled.advantages.sum().item() / 10)
     bonus, _ = policy_loss(
-        filled.old_logprobs, entropy, filled, PPOConfig(mini_batch_size=1, entropy_coefficient=0.2), 10.0
+        filled.old_logprobs,
+        entropy,
+        filled,
+        PPOConfig(mini_batch_size=1, entropy_coefficient=0.2, importance_cap=None),
+        10.0,
     )
     assert loss.item() - bonus.item() == pytest.approx(0.3)
 
