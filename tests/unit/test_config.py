@@ -26,7 +26,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "pretrain": ImitationConfig,
     "sft": ImitationConfig,
     "reward_model": RewardJobConfig,
-    "ppo": OnlineConfig,
+    **dict.fromkeys(("ppo", "ppo_lora", "ppo_seed", "ppo_seed_lora", "grpo", "grpo_lora", "rloo"), OnlineConfig),
     "dpo": PreferenceConfig,
     "dpo_lora": PreferenceConfig,
     "infer": InferenceConfig,
@@ -44,8 +44,10 @@ def test_every_shipped_file_loads_and_survives_a_round_trip(path: Path, tmp_path
     assert load(schema, saved) == config
 
 
-def test_the_7b_preset_has_the_numbers_of_the_seed() -> None:
-    config = load(OnlineConfig, CONFIGS / "7b" / "ppo.yaml")
+@pytest.mark.parametrize(("name", "lr"), [("ppo_seed", 5e-7), ("ppo_seed_lora", 1e-6)])
+def test_row19_row20_the_seed_presets_have_the_numbers_of_the_seed(name: str, lr: float) -> None:
+    config = load(OnlineConfig, CONFIGS / "7b" / f"{name}.yaml")
+    assert config.run.name == f"7b/{name}"  # trap T8
     algorithm = config.algorithm
     assert config.model.path == "llava-hf/llava-1.5-7b-hf"
     assert (algorithm.kl_coefficient, algorithm.kl_estimator, algorithm.gamma, algorithm.lam) == (0.1, "k1", 1.0, 1.0)
@@ -53,18 +55,37 @@ def test_the_7b_preset_has_the_numbers_of_the_seed() -> None:
     assert (algorithm.epochs, algorithm.whiten_rewards, algorithm.whiten_advantages) == (1, False, False)
     for learner in (config.policy, config.critic):
         assert (learner.optimizer.lr, learner.optimizer.schedule, learner.optimizer.warmup_steps) == (
-            5e-7,
+            lr,
             "cosine",
             10,
         )
         assert learner.optimizer.max_grad_norm == 1.0
+        lora = learner.trainable.lora
+        assert (lora and (lora.rank, lora.alpha, lora.dropout, len(lora.targets))) == (
+            (256, 512, 0.0, 7) if name == "ppo_seed_lora" else None
+        )
     assert config.loop.prompts_per_iteration == algorithm.mini_batch_size == 8  # one update per rollout
     assert config.total_optimizer_steps == 93_258 // 8
-    gpus = sum(
-        role.ranks * role.gpus
-        for role in (getattr(config.roles, name) for name in ("policy", "critic", "reference", "reward", "rollout"))
-    )
-    assert gpus == 8
+    assert algorithm.importance_cap is None
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo_lora", "ppo_seed", "ppo_seed_lora", "grpo"])
+def test_online_presets_fill_one_node_of_eight_gpus(name: str) -> None:
+    config = load(OnlineConfig, CONFIGS / "7b" / f"{name}.yaml")
+    assert sum(role.ranks * role.gpus for role in config.roles.present().values()) == 8
+
+
+def test_an_algorithm_and_its_roles_must_fit() -> None:
+    with pytest.raises(ConfigError, match=r"algorithm.gamma: unknown key for this algorithm.kind"):
+        load(OnlineConfig, TINY, ["algorithm.kind=grpo"])
+    with pytest.raises(ConfigError, match=r"critic is set, but algorithm.kind=grpo has no critic"):
+        load(OnlineConfig, TINY, ["algorithm={kind: grpo, mini_batch_size: 64, group_size: 4}"])
+    with pytest.raises(ConfigError, match=r"roles.critic is missing: algorithm.kind=ppo needs a critic"):
+        load(OnlineConfig, TINY, ["roles.critic=null"])
+    with pytest.raises(ConfigError, match="only a policy with trainable.lora can be its own reference"):
+        load(OnlineConfig, TINY, ["roles.reference=null"])
+    shared = load(OnlineConfig, TINY, ["roles.reference=null", "policy.trainable.lora={rank: 8, alpha: 16}"])
+    assert "reference" not in shared.roles.present()
 
 
 def test_unknown_keys_are_refused_with_the_nearest_valid_one() -> None:
