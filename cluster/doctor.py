@@ -213,7 +213,7 @@ def ray_checks(environment: Mapping[str, str]) -> list[Check]:
 
 def _hardware_checks() -> list[Check]:
     cores = _cores()
-    memory = _memory_gib()
+    memory = memory_gib()
     flags = _cpu_flags()
     names = ", ".join(flag for flag in _ISA if flag in flags) or "unknown"
     slow = machine.machine() == "x86_64" and bool(flags) and "avx2" not in flags
@@ -285,7 +285,8 @@ def _cores() -> float:
     return min(visible, _cgroup("cpu.max", lambda text: int(text.split()[0]) / int(text.split()[1]), visible))
 
 
-def _memory_gib() -> float:
+def memory_gib() -> float:
+    """Main memory of this machine, or of the container if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     return min(total, _cgroup("memory.max", lambda text: int(text) / GIB, total))
 

@@ -1,7 +1,10 @@
 """Is this machine ready for SafeVL? Prints what is there, what is missing and how to fix it.
 
-Exit code 0 if everything that the platform requires is there, else 1. Where the package itself is not installed yet,
-run it from the project folder as `python -m jobs.doctor`.
+With --config FILE of any training job it says instead how much memory every role needs per GPU, without loading or
+downloading a model, and what to change if that does not fit.
+
+Exit code 0 if everything is there (if it fits), else 1, and 2 for a configuration that is refused. Where the package
+itself is not installed yet, run it from the project folder as `python -m jobs.doctor`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platform", choices=("cpu", "gpu"), help="default: gpu where a GPU is found, else cpu")
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
+    parser.add_argument("--config", type=Path, help="YAML file of a job: size its roles")
+    parser.add_argument("--device-gib", type=float, help="memory of one GPU; default: the smallest one here, else 80")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override keys of the file")
     arguments = parser.parse_args()
+    if arguments.config:
+        sys.exit(_size(arguments.config, arguments.overrides, arguments.device_gib))
+    if arguments.overrides or arguments.device_gib:
+        parser.error("overrides and --device-gib belong to --config")
     project = Path(os.environ.get("SAFEVL_HOME") or Path(__file__).resolve().parents[1])
     platform, checks = examine(project, project / "runs", arguments.platform)
     ready = is_ready(checks)
@@ -33,6 +43,17 @@ def main() -> None:
     else:
         _show(platform, checks, ready)
     sys.exit(0 if ready else 1)
+
+
+def _size(path: Path, overrides: Sequence[str], device_gib: float | None) -> int:
+    from jobs.memory import main as size
+    from rlhf.errors import ConfigError
+
+    try:
+        return size(path, overrides, device_gib)
+    except ConfigError as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 2
 
 
 def _show(platform: str, checks: Sequence[Check], ready: bool) -> None:

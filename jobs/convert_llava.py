@@ -1,0 +1,43 @@
+"""Old LLaVA checkpoints <-> transformers directories:
+`python jobs/convert_llava.py direction=to_hub source=liuhaotian/llava-v1.5-7b target=./models/llava-1.5-7b`.
+
+No weights are loaded into a model: tensors are renamed and copied shard by shard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from jobs.command_line import main
+from rlhf.config import Config, resolve
+
+
+class ConvertConfig(Config):
+    """One conversion."""
+
+    direction: Literal["to_hub", "to_native"]
+    """to_hub: from the original LLaVA code's layout to the one that transformers and vLLM load; to_native: back."""
+    source: str
+    """"./folder", absolute, or a hub id (`liuhaotian/llava-v1.5-7b`, `superjelly/SPA-VL-PPO_90k`)."""
+    target: str
+    """Folder that must not exist yet."""
+    vision_tower: str | None = None
+    """CLIP directory or hub id. to_hub: the checkpoint's own if unset. to_native: what the checkpoint will name."""
+
+
+def run(config: ConvertConfig) -> Path:
+    """Convert; returns the new folder."""
+    from rlhf.models.native import to_hub_layout, to_native_layout
+
+    target = Path(resolve(config.target))
+    if config.direction == "to_hub":
+        to_hub_layout(config.source, target, config.vision_tower)
+    else:
+        to_native_layout(config.source, target, config.vision_tower or "openai/clip-vit-large-patch14-336")
+    print(f"converted {config.source} into {target}", flush=True)
+    return target
+
+
+if __name__ == "__main__":
+    main(ConvertConfig, run, __doc__ or "")
