@@ -1,4 +1,4 @@
-"""Write `report.html` of a run folder and print where it is."""
+"""Write `report.html`: of one run folder, or of several side by side."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import argparse
 import sys
 from pathlib import Path
 
+from rlhf.comparison import write_comparison
 from rlhf.errors import SafeVLError
 from rlhf.report import write_report
 
 
 def main() -> None:
-    """Command line: one run folder."""
+    """Command line: one run folder, or several and where to write their comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="for example runs/tiny/ppo")
-    folder = parser.parse_args().folder
+    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_FOLDER", help="for example runs/tiny/ppo")
+    parser.add_argument("--out", type=Path, help="folder of the comparison; the runs' common parent if unset")
+    arguments = parser.parse_args()
+    folders: list[Path] = arguments.folders
     try:
-        print(write_report(folder))
+        if len(folders) == 1:
+            print(write_report(folders[0]))
+        else:
+            print(write_comparison(folders, arguments.out or folders[0].parent))
     except SafeVLError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
