@@ -114,7 +114,7 @@ def test_greedy_answers_are_those_of_transformers(synced: VllmEngine, hf: HfEngi
 
 
 @pytest.mark.parametrize("prefixes", [SYNCED, ("multi_modal_projector.",), ("language_model.",), ("",)])
-def test_a_sync_brings_the_new_weights_and_drops_every_cache(
+def test_row32_a_sync_brings_the_new_weights_and_drops_every_cache(
     synced: VllmEngine, hf: HfEngine, prompts: list[Prompt], prefixes: Sequence[str]
 ) -> None:
     before = synced.generate(prompts, GREEDY)
@@ -153,7 +153,7 @@ def test_scores_are_the_learners_logprobs(
 @pytest.mark.parametrize(
     "sampling", [Sampling(temperature=0.7), Sampling(top_k=5), Sampling(top_p=0.8), Sampling(temperature=1.3, top_k=50)]
 )
-def test_sampled_logprobs_are_those_of_the_distribution_drawn_from(
+def test_row13_sampled_logprobs_are_those_of_the_distribution_drawn_from(
     synced: VllmEngine, hf: HfEngine, prompts: list[Prompt], sampling: Sampling
 ) -> None:
     from rlhf.rollout.hf_engine import processed_logprobs
@@ -186,7 +186,7 @@ def test_more_prompts_than_sequences_keep_their_order(synced: VllmEngine, pictur
     assert [answer.prompt_id for answer in answers] == [prompt.id for prompt in many]
 
 
-def test_truncated_answers_are_flagged_and_eos_is_kept(
+def test_row13_truncated_answers_are_flagged_and_eos_is_kept(
     synced: VllmEngine, hf: HfEngine, processor: Processor, prompts: list[Prompt]
 ) -> None:
     plain = synced.generate(prompts, Sampling(max_new_tokens=3, temperature=0))

@@ -46,7 +46,7 @@ def test_gae_equals_the_sum_over_futures(seed: int, gamma: float, lam: float) ->
     assert not returns[~mask].any()
 
 
-def test_lambda_one_gives_discounted_returns_minus_values() -> None:
+def test_row17_lambda_one_gives_discounted_returns_minus_values() -> None:
     rewards, values, mask = random_case(3)
     advantages, returns = gae(rewards, values, mask, gamma=0.9, lam=1.0)
     for row in range(len(mask)):
@@ -66,7 +66,7 @@ def test_lambda_zero_gives_td_errors_by_hand() -> None:
     assert returns.tolist() == [[0.0, 11.0, 2.0, 0.0]]
 
 
-def test_trap_T2_unequal_lengths_in_a_batch_equal_each_row_alone() -> None:
+def test_row17_trap_T2_unequal_lengths_in_a_batch_equal_each_row_alone() -> None:
     lengths = [1, 7, 4]
     rng = np.random.default_rng(0)
     rewards, values = torch.from_numpy(rng.normal(size=(2, 3, 7)))
@@ -113,7 +113,7 @@ def test_padding_content_never_matters(garbage: float) -> None:
     assert torch.equal(clean[1], dirty[1])
 
 
-def test_trap_T2_score_lands_on_the_last_response_token_only() -> None:
+def test_row16_trap_T2_score_lands_on_the_last_response_token_only() -> None:
     mask = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 0, 0, 0, 0]], dtype=torch.bool)
     scores = torch.tensor([10.0, 20.0, 30.0])
     only_scores = token_rewards(torch.zeros(3, 5), scores, mask, 0.1)

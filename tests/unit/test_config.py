@@ -26,6 +26,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "pretrain": ImitationConfig,
     "sft": ImitationConfig,
     "reward_model": RewardJobConfig,
+    "reward_model_lora": RewardJobConfig,
     **dict.fromkeys(("ppo", "ppo_lora", "ppo_seed", "ppo_seed_lora", "grpo", "grpo_lora", "rloo"), OnlineConfig),
     "dpo": PreferenceConfig,
     "dpo_lora": PreferenceConfig,

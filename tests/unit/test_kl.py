@@ -16,14 +16,14 @@ POLICY = torch.tensor([[math.log(0.5), math.log(0.2), math.log(0.9)]])
 REFERENCE = torch.tensor([[math.log(0.25), math.log(0.4), math.log(0.9)]])
 
 
-def test_three_tokens_by_hand() -> None:
+def test_row15_three_tokens_by_hand() -> None:
     # p/q = 2, 1/2, 1: k1 = ln 2, -ln 2, 0; k3 = 1/2 - 1 + ln 2, 2 - 1 - ln 2, 0
     assert token_kl(POLICY, REFERENCE, "k1")[0].tolist() == pytest.approx([0.693147, -0.693147, 0.0], abs=1e-6)
     assert token_kl(POLICY, REFERENCE, "k3")[0].tolist() == pytest.approx([0.193147, 0.306853, 0.0], abs=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_zero_when_equal(estimator) -> None:  # type: ignore[no-untyped-def]
+def test_row15_zero_when_equal(estimator) -> None:  # type: ignore[no-untyped-def]
     assert not token_kl(POLICY, POLICY.clone(), estimator).any()
 
 
@@ -50,7 +50,7 @@ def test_fixed_controller_never_moves() -> None:
     assert FixedKL(0.1).update(1e9, 512) == FixedKL(0.1)
 
 
-def test_adaptive_controller_moves_towards_its_target() -> None:
+def test_row15_the_adaptive_controller_moves_towards_its_target() -> None:
     start = AdaptiveKL(coefficient=0.1, target=6.0, horizon=100.0)
     assert start.update(6.0, 10).coefficient == 0.1
     assert start.update(6.6, 10).coefficient == pytest.approx(0.1 * 1.01)  # 10 % too far, a tenth of the horizon

@@ -102,7 +102,7 @@ def test_first_update_has_ratio_one_and_the_gradient_of_reinforce() -> None:
     assert torch.allclose(logprobs.grad, torch.where(mask, -advantages / denominator, 0.0))
 
 
-def test_policy_clip_branches_by_hand() -> None:
+def test_row18_policy_clip_branches_by_hand() -> None:
     ratios = torch.tensor([[1.5, 1.5, 0.5, 0.5, 1.1]], dtype=torch.float64)
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 2.0]], dtype=torch.float64)
     logprobs = ratios.log().requires_grad_()
@@ -144,7 +144,7 @@ def test_truncated_importance_by_hand() -> None:
     assert not weights.requires_grad
 
 
-def test_value_clip_branches_by_hand() -> None:
+def test_row18_value_clip_branches_by_hand() -> None:
     values = torch.tensor([[1.0, 1.0, 0.1]], dtype=torch.float64, requires_grad=True)
     old = torch.zeros(1, 3, dtype=torch.float64)
     returns = torch.tensor([[1.0, -1.0, 0.5]], dtype=torch.float64)

@@ -65,7 +65,7 @@ def prompts(tmp_path: Path) -> list:
     return make_prompts(draw_images(tmp_path / "images"), 12)
 
 
-def test_each_network_steps_once_per_mini_batch_and_the_first_ratio_is_one(
+def test_row14_row20_each_network_steps_once_per_mini_batch_and_the_first_ratio_is_one(
     model_path: str, tmp_path: Path, prompts: list
 ) -> None:
     """Trap T1: two backward passes must not step one optimizer twice."""
@@ -132,7 +132,7 @@ def test_a_nan_score_stops_before_any_update(model_path: str, tmp_path: Path, pr
     assert roles.policy.steps == []
 
 
-def test_a_run_writes_its_folder_and_resumes_to_the_same_weights(
+def test_row24_row25_a_run_writes_its_folder_and_resumes_to_the_same_weights(
     model_path: str, tmp_path: Path, prompts: list
 ) -> None:
     straight = make_config(model_path, tmp_path / "straight")

@@ -228,7 +228,7 @@ def test_mini_batches_never_round(rows: int, size: int) -> None:
         mini_batches(rows, size, 0)
 
 
-def test_defaults_are_the_seeds_numbers() -> None:
+def test_row19_defaults_are_the_seeds_numbers() -> None:
     numbers = (CONFIG.kl_coefficient, CONFIG.gamma, CONFIG.lam, CONFIG.clip_range, CONFIG.value_clip_range)
     assert numbers == (0.1, 1.0, 1.0, 0.2, 0.2)
     assert (CONFIG.value_coefficient, CONFIG.epochs, CONFIG.kl_estimator) == (0.1, 1, "k1")

@@ -103,7 +103,7 @@ def test_unequal_lengths_equal_batch_one(policy: PolicyModel, scalar: ScalarMode
 
 
 @torch.no_grad()
-def test_padding_on_the_right_changes_nothing(
+def test_row08_score_at_the_last_response_token_does_not_depend_on_padding(
     policy: PolicyModel, scalar: ScalarModel, processor: Processor, batch: TokenBatch
 ) -> None:
     wide = _padded(batch, 13, processor.pad_id)
@@ -126,7 +126,7 @@ def test_the_lm_head_meets_response_positions_only(policy: PolicyModel, batch: T
 
 
 @torch.no_grad()
-def test_scores_and_values_are_the_scalars_at_the_right_places(scalar: ScalarModel, batch: TokenBatch) -> None:
+def test_row12_values_are_the_scores_shifted_by_one(scalar: ScalarModel, batch: TokenBatch) -> None:
     scalars = scalar(batch)
     hidden = scalar.backbone.hidden(batch)
     scores, values = scores_of(scalars, batch), values_of(scalars, batch)
