@@ -59,6 +59,8 @@ class ModelConfig(Config):
     """PEFT LoRA directory that is merged into the weights after loading."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and arithmetic."""
+    quantise: Literal["none", "int8", "nf4"] = "none"
+    """Hold the language model's frozen matrices in 8 or 4 bits (QLoRA; needs the `qlora` extra)."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Attention kernel; flash_attention_2 needs a GPU and the `flash` extra."""
     max_length: int = Field(default=2048, ge=16)

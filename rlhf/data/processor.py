@@ -31,6 +31,24 @@ class TokenRow:
     image: str | None
 
 
+def check_architecture(config: ModelConfig) -> None:
+    """Raise ConfigError unless `config.path` is a LLaVA in transformers' layout, naming what it is instead."""
+    from transformers import PretrainedConfig
+
+    path = resolve(config.path)
+    if Path(path).is_absolute() and not (Path(path) / "config.json").exists():
+        raise ConfigError([f"model.path: {path} holds no model; run the stage that writes it first"])
+    content, _ = PretrainedConfig.get_config_dict(path)
+    kind = content.get("model_type", "")
+    if kind == "llava":
+        return
+    found = " ".join(content.get("architectures") or ["no named class"])
+    remedy = "name a directory whose config.json says model_type llava"
+    if kind.startswith("llava_"):  # llava_llama: written by the original LLaVA code, as SPA-VL's checkpoints are
+        remedy = f"convert it first: jobs/convert_llava.py direction=to_hub source={path} target=<new folder>"
+    raise ConfigError([f"model.path: {path} is a {kind or 'nameless'} model ({found}), not a LLaVA: {remedy}"])
+
+
 class Processor:
     """Tokeniser, image processor and template of one model directory."""
 
@@ -48,9 +66,8 @@ class Processor:
         """Read tokenizer and image processor of `config.path` (nothing else of the model is loaded)."""
         from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
+        check_architecture(config)
         path = resolve(config.path)
-        if path != config.path and not Path(path).exists():
-            raise ConfigError([f"model.path: {path} does not exist; run the stage that writes it first"])
         model = AutoConfig.from_pretrained(path)
         vision = model.vision_config
         per_image = (vision.image_size // vision.patch_size) ** 2

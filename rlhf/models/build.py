@@ -8,6 +8,7 @@ from torch import nn
 
 from rlhf.config import DeepSpeedConfig, ModelConfig, OptimizerConfig, TrainableConfig
 from rlhf.data.processor import Processor
+from rlhf.errors import ConfigError
 from rlhf.learner import Learner, deepspeed_dict, partition_while_loading
 from rlhf.models.llava import VisionLanguage, load
 
@@ -23,8 +24,11 @@ def build_learner(
 ) -> Learner:
     """Load `model` (with ZeRO-3 each rank only its share of it), put `kind` around it, and make its optimizer.
 
-    All ranks call it, inside their process group. Raises ConfigError if there is no such model.
+    All ranks call it, inside their process group. Raises ConfigError if there is no such model or it
+    cannot be trained as asked.
     """
+    if model.quantise != "none" and deepspeed.zero_stage == 3:
+        raise ConfigError([f"model.quantise={model.quantise}: ZeRO-3 cannot partition quantised weights; use stage 2"])
     partition = partition_while_loading(deepspeed_dict(deepspeed, optimizer, model.dtype))
     learner = Learner(kind(load(model, trainable, processor)), optimizer, deepspeed, model.dtype, total_steps)
     del partition  # it had to live until here

@@ -10,8 +10,8 @@ from torch import Tensor
 from rlhf.config import resolve
 from rlhf.learner import Learner
 from rlhf.models.heads import HEAD_FILE, ScalarModel
-from rlhf.models.llava import VisionLanguage, save_pretrained
-from rlhf.models.lora import merged, save_adapter
+from rlhf.models.llava import VisionLanguage, load, save_pretrained
+from rlhf.models.lora import PROJECTOR, is_adapter, merged, save_adapter
 
 ADAPTER_FOLDER = "adapter"
 
@@ -41,7 +41,17 @@ def _write(learner: Learner, backbone: VisionLanguage, folder: Path) -> None:
             projector = backbone.vlm.model.multi_modal_projector.linear_1.weight.requires_grad
             base = resolve(backbone.processor.config.path)
             save_adapter(state, backbone.lora, base, projector, folder / ADAPTER_FOLDER)
-            state = merged(state, backbone.lora.scale)
+            state = merged(_unquantised(backbone, state), backbone.lora.scale)
         save_pretrained(backbone.vlm.config, backbone.vlm.generation_config, state, folder)
         backbone.processor.save(folder)
     dist.barrier()
+
+
+def _unquantised(backbone: VisionLanguage, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The trained parts on the base as it is on disk: an adapter merged into 4-bit weights would lose its precision."""
+    config = backbone.processor.config
+    if config.quantise == "none":
+        return state
+    base = load(config.model_copy(update={"quantise": "none", "feature_store": None}), None, backbone.processor)
+    trained = {name: tensor for name, tensor in state.items() if is_adapter(name) or PROJECTOR in name}
+    return base.named_state() | trained

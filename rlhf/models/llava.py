@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from rlhf.batch import TokenBatch
 from rlhf.config import LoraConfig, ModelConfig, TrainableConfig, resolve
-from rlhf.data.processor import Processor
+from rlhf.data.processor import Processor, check_architecture
 from rlhf.errors import ConfigError, DataError, TrainingError
 from rlhf.models.features import FrozenTower, TensorCache
 from rlhf.models.keys import to_hub
 from rlhf.models.lora import adapters_off, attach, is_adapter, merge_into
+from rlhf.models.quantised import quantisation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -126,20 +127,25 @@ def load(config: ModelConfig, trainable: TrainableConfig | None, processor: Proc
     """Read a LLaVA directory; `trainable=None` freezes everything (reference, reward model).
 
     Under a live `HfDeepSpeedConfig` of stage 3 the parameters arrive partitioned; a frozen tower is gathered whole.
+    Raises ConfigError if there is no model, or one of another architecture.
     """
     from transformers import LlavaForConditionalGeneration
 
     path = resolve(config.path)
-    if path != config.path and not (Path(path) / "config.json").exists():
-        raise ConfigError([f"model.path: {path} holds no model; run the stage that writes it first"])
+    check_architecture(config)
     processor = processor or Processor.load(config)
     vlm = LlavaForConditionalGeneration.from_pretrained(
-        path, dtype=DTYPES[config.dtype], attn_implementation=config.attention
+        path,
+        dtype=DTYPES[config.dtype],
+        attn_implementation=config.attention,
+        **quantisation(config, trainable),
     )
     tower = None
     if trainable is None or not trainable.vision_tower:
         tower = FrozenTower(_detach_tower(vlm), vlm.config, processor)
     if config.adapter is not None:
+        if config.quantise != "none":
+            raise ConfigError(["model.adapter cannot be merged into quantised weights: set model.quantise=none"])
         merge_into(vlm, Path(resolve(config.adapter)))
     if trainable is not None and trainable.gradient_checkpointing:
         vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -158,6 +164,8 @@ def save_pretrained(config: Any, generation_config: Any, state: Mapping[str, Ten
     named = {to_hub(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_torch_state_dict(named, folder, max_shard_size="5GB")
     config.architectures = ["LlavaForConditionalGeneration"]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # what is written is whole
     config.save_pretrained(folder)
     generation_config.save_pretrained(folder)
 
