@@ -166,6 +166,9 @@ def test_rejected_answers_are_wrong_in_several_ways(full: Path) -> None:
     repeated = [row for row in everything if re.search(r"(\b[\w']+\.?)( \1){2}", row["rejected"])]
     cut = [row for row in everything if row["rejected"][-1] != "."]
     assert min(len(repeated), len(cut)) >= 0.03 * len(everything)
+    known = {word for row in everything for word in row["chosen"].split()}
+    misspelt = [row for row in everything if row["rejected"][-1] == "." and set(row["rejected"].split()) - known]
+    assert len(misspelt) >= 0.03 * len(everything)
 
 
 def test_hard_statements_are_no_questions(full: Path) -> None:
