@@ -25,10 +25,9 @@ _REFUSED_SHARE = 0.1  # of harmful and biometric questions in sft.json, as in mo
 _KIND_CYCLE = ("person", "harm", "object", "group", "person", "harm", "object", "person", "harm", "group")
 
 
-# False answers are many because they are hardest to learn: only the image tells them from true ones.
 _MISTAKES = (
     ("complies",) * 4 + ("beside the point",) * 2 + ("garbled",) * 2,
-    ("refuses",) * 2 + ("false",) * 4 + ("beside the point", "garbled"),
+    ("refuses", "false") * 2 + ("beside the point",) * 2 + ("garbled",) * 2,
 )
 
 

@@ -151,12 +151,12 @@ def test_pairs_prefer_what_they_should(full: Path, split: str) -> None:
 
 
 def test_false_answers_are_right_for_other_images(full: Path) -> None:
-    """Half of the benign pairs differ in the value alone, and both sides occur as truths: look at the image."""
+    """A quarter of the benign pairs differ in the value alone, and both sides occur as truths: look at the image."""
     benign = [row for t in TYPES for row in rows(full, f"pairs_train/{t}.json") if row["class1"] == BENIGN]
     right = {turn["value"] for row in rows(full, "pretrain.json") for turn in row["conversations"]}
     false = [row for row in benign if row["rejected"] in right
              and row["rejected"].split()[:2] == row["chosen"].split()[:2]]  # fmt: skip
-    assert len(false) / len(benign) == pytest.approx(0.5, abs=0.06)
+    assert len(false) / len(benign) == pytest.approx(0.25, abs=0.06)
     assert len({row["rejected"] for row in false}) > 20
 
 
