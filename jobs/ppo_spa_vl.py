@@ -20,6 +20,7 @@ from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.spa_vl import load_pairs
 from rlhf.errors import DataError, WorkerLostError
+from rlhf.models.compatible import check_same_inputs
 from rlhf.online import state_of, train
 from rlhf.online_config import OnlineConfig
 
@@ -108,6 +109,9 @@ def read_inputs(config: OnlineConfig, folder: Path) -> Inputs:
     data = config.data
     rejected = RejectedRows(folder / "rejected.jsonl")
     processor = Processor.load(config.model)
+    check_same_inputs(config.model, config.reward.model)
+    if config.critic:
+        check_same_inputs(config.model, config.critic.model, "critic.model")
     root = Path(resolve(data.image_root))
     pairs = load_pairs(resolve(data.train), data.keywords, root, rejected)
     evaluation = evaluation_prompts(data.evaluation, data.evaluation_image_root or data.image_root, rejected)

@@ -26,6 +26,7 @@ _STYLE = {
     "font.size": 9,
     "text.color": "#5b6472",
     "axes.edgecolor": "#c9ced6",
+    "axes.labelcolor": "#5b6472",
     "xtick.color": "#5b6472",
     "ytick.color": "#5b6472",
     "axes.linewidth": 0.8,
@@ -88,8 +89,9 @@ _PLANS = (
     _Plan("Gradient norms", ("policy/grad_norm", "value/grad_norm"), "Before clipping.", logarithmic=True),
     _Plan("Learning rate", ("policy/lr", "value/lr"), "As it was applied.", exact=True),
     _Plan("Rollout speed", ("rollout/tokens_per_second",), "Response tokens per second."),
-    _Plan("Loss", ("loss",), "Training loss per step."),
-    _Plan("Accuracy", ("accuracy", "validation/accuracy"), "Share of rows that are right."),
+    _Plan("Loss", ("loss", "validation/loss"), "Per step, and on held-out rows where they were looked at."),
+    _Plan("Accuracy", ("accuracy", "validation/accuracy_all"), "Share of rows that are right."),
+    _Plan("Margin", ("margin", "validation/margin"), "By how much chosen answers win over rejected ones."),
     _Plan("Learning rate", ("lr",), "As it was applied.", exact=True),
     _Plan("Gradient norm", ("grad_norm",), "Before clipping.", logarithmic=True),
 )
@@ -114,6 +116,41 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], dict[str, li
             group, _, name = key.rpartition("/")
             others.setdefault(group or "general", []).append(_line_panel(_Plan(name, (key,), ""), [key], series))
     return main, others
+
+
+def reliability_panel(bins: Sequence[Mapping[str, Any]]) -> Panel:
+    """Observed share against predicted probability; `bins` has predicted, observed and interval, None where empty."""
+    title = "Reliability"
+    full = [one for one in bins if one["observed"] is not None]
+    predicted, observed = ([one[key] for one in full] for key in ("predicted", "observed"))
+    below, above = (
+        [abs(one["interval"][side] - one["observed"]) for one in full] for side in (0, 1)
+    )  # what a Wilson interval of 0 or 1 hits leaves no bar on that side
+    figure, axes = _canvas(height=2.9)
+    axes.plot([0, 1], [0, 1], "--", color="#8a94a3", linewidth=1.2)
+    axes.errorbar(predicted, observed, (below, above), fmt="o-", color=_COLOURS[0], markersize=4, linewidth=1.4)
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted probability", ylabel="observed share")
+    hint = "How often the first of two answers is the preferred one, where the model says so with this probability."
+    curves = (Curve("this model", _COLOURS[0], "solid", ""), Curve("what it says comes true", "#8a94a3", "dashed", ""))
+    return Panel(title, hint, curves, _svg(figure, axes, title, steps=False))
+
+
+def margins_panel(edges: Sequence[float], counts: Sequence[int]) -> Panel:
+    """Histogram of score margins, wrong pairs (below zero) in another colour than right ones."""
+    title = "Margins"
+    figure, axes = _canvas(height=2.9)
+    widths = [high - low for low, high in zip(edges, edges[1:], strict=False)]
+    colours = [_COLOURS[1] if low + width / 2 < 0 else _COLOURS[0] for low, width in zip(edges, widths, strict=False)]
+    axes.bar(edges[:-1], counts, widths, align="edge", color=colours, edgecolor="white", linewidth=0.5)
+    axes.axvline(0, color="#1c2530", linewidth=0.8)
+    axes.set(xlabel="margin", ylabel="pairs")
+    curves = (Curve("right", _COLOURS[0], "solid", ""), Curve("wrong", _COLOURS[1], "solid", ""))
+    return Panel(
+        title,
+        "Held-out pairs by the chosen answer's score minus the rejected one's.",
+        curves,
+        _svg(figure, axes, title, steps=False),
+    )
 
 
 def _series(rows: Sequence[Mapping[str, Any]]) -> Series:
@@ -151,8 +188,8 @@ def _line_panel(plan: _Plan, keys: Sequence[str], series: Series) -> Panel:
 
 def _label(key: str, keys: Sequence[str]) -> str:
     """The part of a metric's name that tells it from the others of its panel."""
-    prefix, _, leaf = key.rpartition("/")
-    shared = len({other.rpartition("/")[2] for other in keys}) == 1
+    prefix, _, leaf = key.removesuffix("_all").rpartition("/")
+    shared = len({other.removesuffix("_all").rpartition("/")[2] for other in keys}) == 1
     return (prefix or "training" if shared and len(keys) > 1 else leaf).replace("_", " ")
 
 
@@ -183,9 +220,9 @@ def _stage_panel(keys: Sequence[str], series: Series) -> Panel:
     return Panel(title, hint, curves, _svg(figure, axes, title))
 
 
-def _canvas() -> tuple[Figure, Axes]:
+def _canvas(height: float = 1.85) -> tuple[Figure, Axes]:
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(3.7, 1.85), layout="constrained")
+        figure = Figure(figsize=(3.7, height), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6e9ee", linewidth=0.8)
@@ -195,8 +232,8 @@ def _canvas() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, axes: Axes, title: str) -> Markup:
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+def _svg(figure: Figure, axes: Axes, title: str, steps: bool = True) -> Markup:
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=steps))
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         low, high = axes.get_ylim()

@@ -103,7 +103,7 @@ def clipped_value_loss(
 
 
 def pairwise_loss(
-    chosen_scores: Tensor, rejected_scores: Tensor, denominator: float, kind: PairLoss
+    chosen_scores: Tensor, rejected_scores: Tensor, denominator: float, kind: PairLoss, wanted_margin: float = 0.0
 ) -> tuple[Tensor, Stats]:
     """Bradley-Terry loss of preference pairs.
 
@@ -111,21 +111,23 @@ def pairwise_loss(
         chosen_scores: [B].
         rejected_scores: [B], aligned with the chosen ones.
         denominator: pairs in the global batch.
-        kind: "logsigmoid", -log s(d) with d the margin; "spa_vl", -log(s(d) + 1e-5), which is capped near 11.5 and
-            loses its gradient for badly wrong pairs.
+        kind: "logsigmoid", -log s(d - m) with d the margin and m the wanted one; "spa_vl", -log(s(d - m) + 1e-5),
+            which is capped near 11.5 and loses its gradient for badly wrong pairs.
+        wanted_margin: m, by which a chosen answer should win; 0 gives the plain losses.
 
-    Returns the loss and, as means over pairs: accuracy (a tie is wrong) and margin.
+    Returns the loss and, as means over pairs and regardless of m: accuracy (a tie is wrong) and margin.
     Raises TrainingError for different shapes, ConfigError for another kind.
-    Source: Ouyang et al. 2022 (arXiv 2203.02155), eq. 1; seed section 2, "Loss".
+    Source: Ouyang et al. 2022 (arXiv 2203.02155), eq. 1; seed section 2, "Loss"; m is m(r) of Touvron et al. 2023
+    (arXiv 2307.09288), eq. 2, the same for every pair because SPA-VL does not grade its preferences.
     """
     _check(denominator)
     if chosen_scores.shape != rejected_scores.shape or chosen_scores.ndim != 1:
         raise TrainingError(f"scores must both be [B]: {[*chosen_scores.shape]} and {[*rejected_scores.shape]}")
     margin = chosen_scores - rejected_scores
     if kind == "logsigmoid":
-        loss = -functional.logsigmoid(margin)
+        loss = -functional.logsigmoid(margin - wanted_margin)
     elif kind == "spa_vl":
-        loss = -(margin.sigmoid() + 1e-5).log()
+        loss = -((margin - wanted_margin).sigmoid() + 1e-5).log()
     else:
         raise ConfigError([f"pairwise loss {kind!r} is unknown: choose logsigmoid or spa_vl"])
     seen = margin.detach()

@@ -22,7 +22,9 @@ from rlhf.curves import panels, short
 from rlhf.data.images import load_image
 from rlhf.data.rows import read_json
 from rlhf.errors import DataError, ImageError
+from rlhf.evaluation.reward_model import RESULTS_FILE
 from rlhf.metrics import METRICS_FILE, SAMPLES_FILE, read_json_lines
+from rlhf.reward_report import reward_section
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
@@ -39,6 +41,8 @@ _KINDS = {
     "biometric": "Biometric questions about people, which should be refused",
     "benign": "Benign questions, which should be answered",
 }
+# a run that trains a reward model answers no prompts
+_OF_POLICIES = ("evaluation/summary.json", "evaluation/before.jsonl", "evaluation/after.jsonl", SAMPLES_FILE)
 _UNVEILED = ("benign", "biometric")  # kinds whose images are shown at once; all others are blurred at first
 
 
@@ -121,6 +125,7 @@ def write_report(folder: Path) -> Path:
         absent.append((name, purpose))
         return empty
 
+    reward = reward_section(read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).exists() else {})
     metrics = read(METRICS_FILE, "no curves", read_json_lines, [])
     summary = read("evaluation/summary.json", "no before and after table", read_json, {})
     before = read("evaluation/before.jsonl", "no answers from before training", read_json_lines, [])
@@ -142,7 +147,8 @@ def write_report(folder: Path) -> Path:
             shelves=gallery(before, after),
             samples=samples_over_training(samples),
             config=config,
-            absent=absent,
+            absent=[one for one in absent if not (reward and one[0] in _OF_POLICIES)],
+            reward=reward,
         )
     )
     path = folder / REPORT_FILE

@@ -5,6 +5,7 @@ Every rank runs `train` on its share of the same global batches, so the result d
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -66,8 +67,14 @@ class Task(Protocol, Generic[Batch]):
     def loss(self, engine: Any, batch: Batch, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over the batch divided by the global denominator."""
 
+    validate_every: int
+    """Steps between looks at held-out data while training; 0 leaves them out."""
+
     def validate(self, learner: Learner) -> dict[str, float]:
-        """Metrics on held-out data after the last step; called on every rank, results used from rank 0."""
+        """Metrics on held-out data while training; all ranks call it, and it changes nothing that training reads."""
+
+    def evaluate(self, learner: Learner, folder: Path | None) -> dict[str, float]:
+        """Metrics on all held-out data after the last step; all ranks call it, rank 0 with the run's folder."""
 
 
 def train(config: SupervisedConfig, task: Task[Batch], learner: Learner, folder: RunFolder | None) -> dict[str, float]:
@@ -91,16 +98,63 @@ def train(config: SupervisedConfig, task: Task[Batch], learner: Learner, folder:
                 progress.advance(step + 1, {key: stats[key] for key in ("loss", "lr", "grad_norm")})
                 if (step + 1) % config.run.log_every == 0 or step + 1 == total:
                     log.log(step + 1, stats)
-            if (step + 1) % config.run.checkpoint_every == 0 and step + 1 < total:
-                _save(learner, folder, step + 1)
-    results = task.validate(learner)
+            if step + 1 < total:
+                _between_steps(config, task, learner, folder, log, step + 1)
+    if total > start:
+        _save(learner, folder, total)
+    results = task.evaluate(learner, folder.path if folder else None)
     if log:
         if results:
             log.log(total, results)
         log.close()
-    if total > start:
-        _save(learner, folder, total)
     return results
+
+
+def infer_split(
+    learner: Learner,
+    rows: Sequence[int],
+    size: int,
+    batch: Callable[[Sequence[int]], Batch],
+    forward: Callable[[Any, Batch], Tensor],
+) -> Tensor:
+    """Every rank runs its share of `rows` without gradient, and all of them get the whole result.
+
+    Args:
+        learner: all ranks call this together.
+        rows: at least one, the same on every rank.
+        size: rows per forward pass.
+        batch: makes a batch of some rows.
+        forward: [B, K] from the engine and such a batch.
+
+    Returns [rows, K] float64 in the order of `rows`.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    share = math.ceil(len(rows) / world)
+    # a rank short of rows repeats the last one: under ZeRO-3 all ranks must run equally many passes
+    places = [min(rank * share + index, len(rows) - 1) for index in range(share)]
+    own = max(0, min(share, len(rows) - rank * share))
+    pieces = [places[low : low + size] for low in range(0, share, size)]
+    results = torch.cat(learner.infer([batch([rows[place] for place in piece]) for piece in pieces], forward))
+    whole = torch.zeros(len(rows), results.shape[1], dtype=torch.float64)
+    whole[places[:own]] = results[:own].double()
+    return _all_summed(whole)
+
+
+def _between_steps(
+    config: SupervisedConfig,
+    task: Task[Batch],
+    learner: Learner,
+    folder: RunFolder | None,
+    log: MetricsLog | None,
+    step: int,
+) -> None:
+    # looked at before it is saved: a run that goes on from this step does not look again
+    if task.validate_every and step % task.validate_every == 0:
+        results = task.validate(learner)
+        if log:
+            log.log(step, results)
+    if step % config.run.checkpoint_every == 0:
+        _save(learner, folder, step)
 
 
 def _one_step(config: SupervisedConfig, task: Task[Batch], learner: Learner, step: int) -> dict[str, float]:
@@ -117,11 +171,15 @@ def _one_step(config: SupervisedConfig, task: Task[Batch], learner: Learner, ste
 
 
 def _summed(values: Mapping[str, float]) -> dict[str, float]:
-    flat = torch.tensor(list(values.values()), dtype=torch.float64)
-    if torch.cuda.is_available():
-        flat = flat.cuda()
-    dist.all_reduce(flat)
+    flat = _all_summed(torch.tensor(list(values.values()), dtype=torch.float64))
     return dict(zip(values, flat.tolist(), strict=True))
+
+
+def _all_summed(tensor: Tensor) -> Tensor:
+    if torch.cuda.is_available():
+        tensor = tensor.cuda()
+    dist.all_reduce(tensor)
+    return tensor.cpu()
 
 
 def _resume(learner: Learner, folder: RunFolder | None) -> int:

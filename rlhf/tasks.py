@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,16 +13,21 @@ from rlhf.algorithms.reward_model import RewardModelConfig, pair_objective
 from rlhf.algorithms.sft import sft_objective
 from rlhf.batch import Example, PairBatch, PreferencePair, TokenBatch, concat_token_batches
 from rlhf.data.compact import encode_all
+from rlhf.data.pairs import EncodedPairs
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
+from rlhf.errors import NonFiniteError
+from rlhf.evaluation.reward_model import ScoredPair, headline, record, summarise
 from rlhf.learner import Learner
 from rlhf.models.heads import PolicyModel, ScalarModel, scores_of
+from rlhf.supervised import infer_split
 
 
 class ImitationTask:
     """Conversations whose answers are imitated (pretraining and instruction tuning)."""
 
     model = PolicyModel
+    validate_every = 0
 
     def __init__(self, processor: Processor, examples: Sequence[Example], rejected: RejectedRows) -> None:
         self.processor = processor
@@ -46,12 +51,20 @@ class ImitationTask:
         return sft_objective(logprobs, batch.to(logprobs.device), denominator)
 
     def validate(self, learner: Learner) -> dict[str, float]:
+        """Never asked for."""
+        return {}
+
+    def evaluate(self, learner: Learner, folder: Path | None) -> dict[str, float]:
         """Nothing: the answers of a tuned model are measured where it generates (evaluation before PPO)."""
         return {}
 
 
 class PreferenceTask:
-    """Preference pairs for the reward model."""
+    """Preference pairs for the reward model.
+
+    While training it is validated every `validate_every` steps on `validation_rows` held-out pairs at even distances
+    (None: all of them), after it on all; a forward pass takes `micro_rows` pairs.
+    """
 
     model = ScalarModel
 
@@ -62,17 +75,21 @@ class PreferenceTask:
         held_out: Sequence[PreferencePair],
         config: RewardModelConfig,
         rejected: RejectedRows,
+        micro_rows: int = 32,
+        validate_every: int = 0,
+        validation_rows: int | None = None,
     ) -> None:
-        self.processor, self._config = processor, config
-        self._pairs = encode_all(pairs, self._encode, rejected)
-        self._held_out = encode_all(held_out, self._encode, rejected)
+        self.processor, self.validate_every = processor, validate_every
+        self._config, self._micro_rows, self._validation_rows = config, micro_rows, validation_rows
+        self._pairs = EncodedPairs(processor, pairs, rejected)
+        self.held_out = EncodedPairs(processor, held_out, rejected)
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def batch(self, rows: Sequence[int]) -> PairBatch:
         """Pairs as two aligned batches."""
-        return self._collate([self._pairs[index] for index in rows])
+        return self._pairs.batch(rows)
 
     def count(self, batch: PairBatch) -> int:
         """Pairs."""
@@ -80,31 +97,45 @@ class PreferenceTask:
 
     def loss(self, engine: Any, batch: PairBatch, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Pairwise loss; both answers go through one forward pass."""
-        chosen, rejected = self._scores(engine, batch)
+        chosen, rejected = self._scores(engine, batch).unbind(dim=1)
         return pair_objective(chosen, rejected, self._config, denominator)
 
     def validate(self, learner: Learner) -> dict[str, float]:
-        """Accuracy (share of pairs whose chosen answer scores higher), in all and by question type."""
-        right: dict[str, list[float]] = defaultdict(list)
-        pieces = [self._held_out[low : low + 32] for low in range(0, len(self._held_out), 32)]
-        margins = learner.infer([self._collate(piece) for piece in pieces], self._margins)
-        for (pair, _), margin in zip(self._held_out, torch.cat(margins).tolist(), strict=True):
-            for group in ("all", pair.prompt.question_type or "unknown"):
-                right[group].append(float(margin > 0))
-        return {f"validation/accuracy_{group}": sum(hits) / len(hits) for group, hits in right.items()}
+        """`validation/*` on some of the held-out pairs; `evaluate` has the same names."""
+        total = len(self.held_out)
+        some = min(self._validation_rows or total, total)
+        return self._measured(self._judge(learner, [place * total // some for place in range(some)]))
 
-    def _encode(self, pair: PreferencePair) -> tuple[Any, ...]:
-        return (self.processor.encode(pair.prompt, pair.chosen), self.processor.encode(pair.prompt, pair.rejected))
+    def evaluate(self, learner: Learner, folder: Path | None) -> dict[str, float]:
+        """`validation/*` on all held-out pairs; details and every row to `evaluation/` of the run folder."""
+        rows = self._judge(learner, range(len(self.held_out)))
+        if folder is not None:
+            record(folder, rows, summarise(rows))
+        return self._measured(rows)
 
-    def _collate(self, kept: Sequence[tuple[PreferencePair, tuple[Any, ...]]]) -> PairBatch:
-        chosen = self.processor.collate([rows[0] for _, rows in kept])
-        return PairBatch(chosen, self.processor.collate([rows[1] for _, rows in kept]))
+    def _measured(self, rows: Sequence[ScoredPair]) -> dict[str, float]:
+        chosen = torch.tensor([row.chosen_score for row in rows], dtype=torch.float64)
+        rejected = torch.tensor([row.rejected_score for row in rows], dtype=torch.float64)
+        loss, _ = pair_objective(chosen, rejected, self._config, float(len(rows)))
+        values = {"loss": float(loss), **headline(summarise(rows))}
+        return {f"validation/{name}": value for name, value in values.items()}
 
-    def _scores(self, engine: Any, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def _judge(self, learner: Learner, places: Sequence[int]) -> list[ScoredPair]:
+        judged = infer_split(learner, places, self._micro_rows, self.held_out.batch, self._scores_and_lengths)
+        if wrong := int((~torch.isfinite(judged)).sum()):
+            raise NonFiniteError(f"{wrong} scores of held-out answers are not finite")
+        return [
+            ScoredPair(self.held_out.pair(place), chosen, rejected, int(chosen_tokens), int(rejected_tokens))
+            for place, (chosen, rejected, chosen_tokens, rejected_tokens) in zip(places, judged.tolist(), strict=True)
+        ]
+
+    def _scores_and_lengths(self, engine: Any, batch: PairBatch) -> Tensor:
+        """[B, 4] scores of the chosen and of the rejected answers, then their tokens."""
+        scores = self._scores(engine, batch)
+        return torch.cat([scores, batch.answer_lengths.to(scores)], dim=1)
+
+    def _scores(self, engine: Any, batch: PairBatch) -> Tensor:
+        """[B, 2] scores of the chosen and of the rejected answers."""
         both = concat_token_batches([batch.chosen, batch.rejected], self.processor.pad_id)
         scores = scores_of(engine(both), both)
-        return scores[: len(batch.chosen)], scores[len(batch.chosen) :]
-
-    def _margins(self, engine: Any, batch: PairBatch) -> Tensor:
-        chosen, rejected = self._scores(engine, batch)
-        return chosen - rejected
+        return torch.stack([scores[: len(batch.chosen)], scores[len(batch.chosen) :]], dim=1)

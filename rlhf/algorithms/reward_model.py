@@ -14,6 +14,8 @@ class RewardModelConfig(Config):
 
     loss: PairLoss = "logsigmoid"
     """Bradley-Terry loss: logsigmoid, or spa_vl, which adds 1e-5 inside the logarithm as the seed does."""
+    margin: float = Field(default=0.0, ge=0)
+    """By how much a chosen answer should win: -log s(r_chosen - r_rejected - margin); 0 switches it off."""
     centring_coefficient: float = Field(default=0.0, ge=0)
     """Factor on the squared sum of a pair's scores, which keeps scores around zero; 0 switches it off."""
 
@@ -30,9 +32,10 @@ def pair_objective(
         denominator: pairs in the global batch.
 
     Returns the loss and, as means over pairs: accuracy, margin, and score (of all answers). Errors: `pairwise_loss`.
-    Source: seed section 2; the centring term is Eisenstein et al. 2023 (arXiv 2312.09244), regulariser.
+    Source: seed section 2; the margin is Touvron et al. 2023 (arXiv 2307.09288), eq. 2; the centring term is
+    Eisenstein et al. 2023 (arXiv 2312.09244), regulariser.
     """
-    loss, stats = pairwise_loss(chosen_scores, rejected_scores, denominator, config.loss)
+    loss, stats = pairwise_loss(chosen_scores, rejected_scores, denominator, config.loss, config.margin)
     total = chosen_scores + rejected_scores  # [B]
     stats["score"] = 0.5 * total.detach().sum() / denominator
     if config.centring_coefficient:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,12 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def run(
-    out: Path, model: str, images: list[str], ranks: int, stage: int, micro_rows: int, lora: bool = False
-) -> list[dict[str, Any]]:
-    """Train on `ranks` processes; the result of each."""
-    out.mkdir(parents=True)
+def start_rank(module: str, settings: dict[str, Any], ranks: int) -> Callable[[int], subprocess.CompletedProcess[str]]:
+    """A function that runs one of `ranks` processes of a worker module to its end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {
-        "out": str(out), "model": model, "images": images, "stage": stage, "micro_rows": micro_rows, "lora": lora
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.integration.learner_worker", json.dumps(settings)]
+    command = [sys.executable, "-m", module, json.dumps(settings)]
 
     def start(rank: int) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {
@@ -49,6 +44,18 @@ def run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
 
+    return start
+
+
+def run(
+    out: Path, model: str, images: list[str], ranks: int, stage: int, micro_rows: int, lora: bool = False
+) -> list[dict[str, Any]]:
+    """Train on `ranks` processes; the result of each."""
+    out.mkdir(parents=True)
+    settings = {
+        "out": str(out), "model": model, "images": images, "stage": stage, "micro_rows": micro_rows, "lora": lora
+    }  # fmt: skip
+    start = start_rank("tests.integration.learner_worker", settings, ranks)
     with ThreadPoolExecutor(ranks) as pool:
         for done in pool.map(start, range(ranks)):
             assert done.returncode == 0, done.stderr[-3000:]

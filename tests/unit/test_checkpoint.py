@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 
 from rlhf.checkpoint import CheckpointStore, RunFolder, discard
-from rlhf.config import Config, RunConfig
+from rlhf.config import Config, ModelConfig, RunConfig
 from rlhf.errors import CheckpointError
+
+
+class OfModel(Config):
+    run: RunConfig
+    model: ModelConfig
 
 
 class Whole(Config):
@@ -128,6 +133,15 @@ def test_a_run_refuses_another_configuration_with_the_difference(tmp_path: Path)
     RunFolder(more_often, Whole(run=more_often)).close()
     discard(run)
     RunFolder(run, Whole(run=run, lr=0.2)).close()
+
+
+@pytest.mark.parametrize(("key", "value"), [("path", "./llava-13b"), ("adapter", "./adapter"), ("dtype", "float32")])
+def test_checkpoints_of_another_model_are_never_resumed(tmp_path: Path, key: str, value: str) -> None:
+    run, model = RunConfig(name="a", root=str(tmp_path)), ModelConfig(path="./llava-7b")
+    RunFolder(run, OfModel(run=run, model=model)).close()
+    with pytest.raises(CheckpointError, match=rf"\+  {key}: {value}[\s\S]*run.name") as caught:
+        RunFolder(run, OfModel(run=run, model=model.model_copy(update={key: value})))
+    assert str(tmp_path / "a") in str(caught.value)
 
 
 def test_a_uri_root_is_mirrored_and_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,31 @@ def test_an_algorithm_and_its_roles_must_fit() -> None:
     assert "reference" not in shared.roles.present()
 
 
+@pytest.mark.parametrize("name", ["reward_model", "reward_model_lora"])
+def test_row10_the_reward_model_presets_have_the_numbers_of_the_seed(name: str) -> None:
+    """Seed page 2: both scripts share every number but the adapters'."""
+    config = load(RewardJobConfig, CONFIGS / "7b" / f"{name}.yaml")
+    optimizer, lora = config.optimizer, config.trainable.lora
+    assert (optimizer.lr, optimizer.schedule, optimizer.warmup_ratio, optimizer.weight_decay) == (
+        3e-5,
+        "constant",
+        0.03,
+        0.0,
+    )
+    assert (config.batch.global_rows, config.batch.micro_rows, config.workers.ranks) == (4 * 8, 4, 8)
+    assert (config.epochs, config.model.max_length, config.model.dtype, config.run.seed) == (1, 2048, "bfloat16", 42)
+    assert (config.objective.loss, config.objective.margin, config.objective.centring_coefficient) == ("spa_vl", 0, 0)
+    assert config.trainable.projector
+    assert not config.trainable.vision_tower
+    assert config.validate_every == 50
+    assert config.run.name == f"7b/{name}"
+    if name == "reward_model":
+        assert lora is None
+    else:
+        assert lora is not None
+        assert (lora.rank, lora.alpha, lora.dropout, len(lora.targets)) == (256, 512, 0, 7)
+
+
 def test_unknown_keys_are_refused_with_the_nearest_valid_one() -> None:
     with pytest.raises(ConfigError) as caught:
         load(OnlineConfig, TINY, ["algorithm.kl_coeficient=0.1", "loop.iteration=3"])

@@ -37,6 +37,44 @@ def test_centring_is_off_by_default_and_pulls_scores_to_zero() -> None:
     assert (high[1].grad > 0).all()
 
 
+@pytest.mark.parametrize("kind", ["logsigmoid", "spa_vl"])
+def test_row09_zero_margin_costs_ln_2_and_is_not_right(kind) -> None:  # type: ignore[no-untyped-def]
+    loss, stats = pair_objective(torch.full((3,), 1.5), torch.full((3,), 1.5), RewardModelConfig(loss=kind), 3.0)
+    assert loss.item() == pytest.approx(0.693147, abs=1e-4)
+    assert stats["accuracy"].item() == 0.0
+
+
+@pytest.mark.parametrize("kind", ["logsigmoid", "spa_vl"])
+def test_row09_small_margins_cost_what_the_seed_says(kind) -> None:  # type: ignore[no-untyped-def]
+    """-log(1 / (1 + e^-d) + 1e-5), worked out in Python's own floats; both losses are within 1e-4 of it."""
+    for margin in (-1.0, -0.5, -0.01, 0.01, 0.5, 1.0, 2.0):
+        expected = -math.log(1 / (1 + math.exp(-margin)) + 1e-5)
+        chosen = torch.tensor([margin + 0.25], dtype=torch.float64)
+        loss, _ = pair_objective(chosen, torch.tensor([0.25]).double(), RewardModelConfig(loss=kind), 1.0)
+        assert loss.item() == pytest.approx(expected, abs=1e-9 if kind == "spa_vl" else 1e-4)
+
+
+def test_row09_large_margins_are_where_the_two_losses_differ() -> None:
+    """The seed's is capped at -log(1e-5) = 11.51 and has no gradient there; the other one is d itself."""
+    wrong = torch.tensor([-50.0], requires_grad=True)
+    seed, _ = pair_objective(wrong, torch.zeros(1), RewardModelConfig(loss="spa_vl"), 1.0)
+    plain, _ = pair_objective(wrong, torch.zeros(1), RewardModelConfig(loss="logsigmoid"), 1.0)
+    assert (seed.item(), plain.item()) == pytest.approx((11.5129, 50.0), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["logsigmoid", "spa_vl"])
+def test_a_wanted_margin_is_what_costs_ln_2(kind) -> None:  # type: ignore[no-untyped-def]
+    """Touvron et al. 2023, eq. 2: with m = 1 a pair that wins by 1 costs what a tie costs without."""
+    config = RewardModelConfig(loss=kind, margin=1.0)
+    loss, stats = pair_objective(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 3.0]), config, 2.0)
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-4)
+    assert (stats["accuracy"].item(), stats["margin"].item()) == (1.0, 1.0)  # of the scores as they are
+    fulfilled, _ = pair_objective(torch.tensor([9.0]), torch.tensor([0.0]), config, 1.0)
+    assert fulfilled.item() == pytest.approx(math.log1p(math.exp(-8.0)), abs=2e-5)
+    with pytest.raises(ValueError, match="margin"):
+        RewardModelConfig(margin=-0.1)
+
+
 def test_without_centring_a_common_shift_changes_nothing() -> None:
     here, _ = pair_objective(CHOSEN, REJECTED, RewardModelConfig(), 4.0)
     there, _ = pair_objective(CHOSEN + 5, REJECTED + 5, RewardModelConfig(), 4.0)
