@@ -61,6 +61,8 @@ def read_inputs(config: PreferenceConfig, folder: Path) -> Inputs:
     prompts = evaluation_prompts(data.evaluation, data.evaluation_image_root or data.image_root, rejected)
     prompts = fitting(prompts, processor, answers.max_new_tokens, answers.engine.max_length, rejected)
     rejected.check(len(pairs) + len(held_out) + len(prompts) + rejected.count, data.max_rejected_share)
+    if rejected.count:
+        print(f"left out, as data.max_rejected_share allows: {dict(rejected.kinds)} ({rejected.path})", flush=True)
     for name, one in (("train", pairs), ("validation", held_out)):
         if not len(one):
             raise DataError("no usable pair", source=getattr(data, name))
@@ -89,8 +91,8 @@ def _run(config: PreferenceConfig, folder: RunFolder) -> None:
                 if attempt == config.run.max_restarts:
                     raise
                 print(f"{error}; rebuilding all roles from the last checkpoint", flush=True)
-        model = config.model.model_copy(update={"path": str(folder.path / "model")})
-        _answer(config, folder, inputs.evaluation, "after", model)
+        trained = config.model.model_copy(update={"path": str(folder.path / "model"), "adapter": None})
+        _answer(config, folder, inputs.evaluation, "after", trained)
     finally:
         if own:
             ray.shutdown()
@@ -174,7 +176,7 @@ def _answer(
         return
     placement = place({"rollout": config.roles.rollout})
     try:
-        engines = AnswerGroup(config, placement, model)
+        engines = AnswerGroup(config, placement, model.model_copy(update={"quantise": "none"}))
         with Groups(engines):
             budget, label = config.answers.max_new_tokens, config.data.label
             answer(folder.path, moment, engines, None, prompts, budget, label)

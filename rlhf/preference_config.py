@@ -86,6 +86,8 @@ class PreferenceConfig(Config):
             problems.append(f"share_prefix needs a 4-D mask: set model.attention=sdpa (not {self.model.attention})")
         if self.policy.trainable.vision_tower:
             problems.append("policy.trainable.vision_tower: the vision tower is frozen in preference training")
+        if self.model.adapter and self.data.evaluation:
+            problems.append("model.adapter: engines load whole models; merge it first, or unset data.evaluation")
         if self.answers.engine.max_length > self.model.max_length:
             problems.append("answers.engine.max_length exceeds model.max_length")
         if self.answers.max_new_tokens >= self.answers.engine.max_length:

@@ -29,7 +29,8 @@ class ReferenceColumns:
     """`chosen` and `rejected` summed log-probabilities (nats, float32) of `pairs`, stored below `folder`."""
 
     def __init__(self, folder: Path, model: ModelConfig, pairs: EncodedPairs) -> None:
-        about = {"model": weights_digest(model), "pairs": pairs.digest(), "count": len(pairs)}
+        about: dict[str, Any] = {"model": directory_digest(model.path), "pairs": pairs.digest(), "count": len(pairs)}
+        about |= {"adapter": directory_digest(model.adapter) if model.adapter else None, "quantise": model.quantise}
         about |= {"dtype": model.dtype, "attention": model.attention, "pad_to_square": model.pad_to_square}
         key = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()
         self.folder, self._pairs, self._about = folder / key, pairs, about
@@ -78,14 +79,14 @@ class ReferenceColumns:
         return self.folder / f"part-{part.start:08d}.parquet"
 
 
-def weights_digest(model: ModelConfig) -> str:
-    """A hash of the files of a model directory (weights, configuration, tokenizer, processor), or a hub id's commit.
+def directory_digest(path: str) -> str:
+    """A hash of the files of a model or adapter directory (weights, settings, tokenizer), or a hub id's commit.
 
     Raises ConfigError if neither can be found out.
     """
-    folder = Path(resolve(model.path))
+    folder = Path(resolve(path))
     if not folder.is_dir():
-        return _commit(model.path)
+        return _commit(path)
     state = xxhash.xxh3_128()
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".model", ".jinja"))
     for file in files:

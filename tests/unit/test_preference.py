@@ -243,12 +243,12 @@ def test_an_interrupted_computation_goes_on_with_the_missing_parts(
     config = make_config(model_path, tmp_path)
     data, reference = encoded(config, pairs), LocalReference(config.model)
     columns = ReferenceColumns(tmp_path, config.model, data)
-    assert columns.missing() == [range(0, 5), range(5, 10), range(10, 12)]
+    assert columns.missing() == [range(5), range(5, 10), range(10, 12)]
     with pytest.raises(CheckpointError, match=r"part-00000000\.parquet"):
         columns.read()
     columns.write(range(5, 10), reference.logprobs(data.batch(range(5, 10))).result())
     again = ReferenceColumns(tmp_path, config.model, encoded(config, pairs))  # another process: the same key
-    assert again.missing() == [range(0, 5), range(10, 12)]
+    assert again.missing() == [range(5), range(10, 12)]
     fill(again, data, reference, "columns")
     assert reference.asked == 5 + 7
     assert again.missing() == []
@@ -314,5 +314,7 @@ def test_numbers_that_do_not_fit_are_refused() -> None:
         load_config(PreferenceConfig, path, ["model.attention=eager"])
     with pytest.raises(ConfigError, match="vision tower is frozen"):
         load_config(PreferenceConfig, path, ["policy.trainable.vision_tower=true"])
+    with pytest.raises(ConfigError, match=r"model\.adapter: engines load whole models"):
+        load_config(PreferenceConfig, path, ["model.adapter=./runs/adapter"])
     with pytest.raises(ConfigError, match="leaves no room"):
         load_config(PreferenceConfig, path, ["answers.max_new_tokens=256"])
