@@ -9,7 +9,7 @@ from rlhf.data.processor import Processor
 from rlhf.errors import ConfigError
 
 # spellings on which tokenizers with one vocabulary still differ: spaces, line ends, case, numbers, bytes
-_PROBE = "USER: Why?\n\nIs  this (1,234) it's caf\u00e9 \u4f60 ASSISTANT: So."
+_PROBE = "Q: Why?\n\nIs  this (1,234) it's caf\u00e9 \u4f60 A: So."
 _SHOWN = 3
 
 
