@@ -139,11 +139,10 @@ class Learner:
         lr = learning_rate(self.steps, self._total_steps, self._optimizer_config)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        self.engine.step()
+        norm = self._step()
         self.steps += 1
-        norm = self.engine.get_global_grad_norm()
         result = {name: float(value) for name, value in totals.items()}
-        return {**result, "grad_norm": float(norm) if norm is not None else 0.0, "lr": lr}
+        return {**result, "grad_norm": norm, "lr": lr}
 
     def gathered(self, named: Sequence[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
         """Whole tensors, bucket by bucket of about `bucket_elements`; valid until the next bucket is asked for."""
@@ -174,6 +173,15 @@ class Learner:
             raise CheckpointError(f"{folder}: DeepSpeed found no state for rank {self.rank}")
         self.steps = int(client["steps"])
         torch.set_rng_state(torch.load(folder / f"rng_{self.rank}.pt", weights_only=True))
+
+    def _step(self) -> float:
+        """Step the optimizer; the norm of the gradients before clipping."""
+        whole = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        # a bare torch optimizer (float32 without ZeRO): DeepSpeed clips but does not say what the norm was
+        bare = isinstance(self.engine.optimizer, torch.optim.Optimizer)
+        norm = torch.nn.utils.get_total_norm(whole) if bare else None
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
     def _refuse_non_finite(self, loss: Tensor) -> None:
         finite = torch.isfinite(loss.detach()).to(torch.int32).reshape(1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rlhf.batch import TokenBatch
 from rlhf.masking import last_index
+from rlhf.models.draws import fresh_draws
 from rlhf.models.llava import VisionLanguage
 
 HEAD_FILE = "scalar_head.safetensors"
@@ -50,7 +51,8 @@ class ScalarModel(nn.Module):
         # the LM head does not run here, so it must not be trained or waited for
         backbone.vlm.lm_head.requires_grad_(False)
         parameter = next(backbone.vlm.model.language_model.parameters())
-        self.head = nn.Linear(backbone.hidden_size, 1, bias=False, dtype=parameter.dtype)
+        with fresh_draws():
+            self.head = nn.Linear(backbone.hidden_size, 1, bias=False, dtype=parameter.dtype)
         if head_from is not None:
             self._load_head(head_from)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rlhf.config import LoraConfig
 from rlhf.errors import CheckpointError
 from rlhf.learner import whole_for_writing
+from rlhf.models.draws import fresh_draws
 from rlhf.models.keys import to_hub
 
 PROJECTOR = "multi_modal_projector"
@@ -43,7 +44,8 @@ def attach(language_model: nn.Module, config: LoraConfig) -> None:
         target_modules=list(config.targets),
     )
     try:
-        inject_adapter_in_model(adapter, language_model)
+        with fresh_draws():
+            inject_adapter_in_model(adapter, language_model)
     except ValueError as error:
         raise CheckpointError(f"lora.targets={list(config.targets)}: {error}") from error
 

@@ -78,6 +78,7 @@ def test_loss_and_weights_do_not_depend_on_ranks_stage_or_micro_batches(runs: di
         for result in results:
             for step, expected in zip(result["steps"], base["steps"], strict=True):
                 assert step["loss"] == pytest.approx(expected["loss"], rel=1e-5), name
+                assert step["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4) != 0, name
         for key, tensor in load_file(folder / "exported" / "model.safetensors").items():
             assert torch.allclose(tensor, weights[key], atol=2e-5), f"{name}: {key}"
 
