@@ -46,8 +46,9 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
+# Two processes: one runs what needs the Ray head, the other the rest (tests/conftest.py).
 test: check
-	$(PY) -m pytest tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 bench: setup
 	$(PY) tests/bench/run.py

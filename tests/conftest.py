@@ -15,6 +15,14 @@ from tests.fakes import draw_images, tiny_model
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all tests that need the Ray head, first; the other takes the remaining files one by one."""
+    for item in items:
+        ray = "ray_head" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.name))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "ray")
+
+
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[dict[str, str]]:
     """A Ray head of its own for the whole test session; the environment with which a job finds it."""

@@ -68,17 +68,23 @@ def run(folder: Path, environment: dict[str, str], name: str, *overrides: str) -
     )
 
 
-def start(folder: Path, environment: dict[str, str], name: str, iterations: int) -> subprocess.Popen[str]:
-    """A run under way that has finished so many iterations."""
-    process = subprocess.Popen(
-        command(folder, name), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(folder: Path, environment: dict[str, str], name: str) -> tuple[subprocess.Popen[str], Path]:
+    """A run under way, and the file of what it prints."""
+    printed = folder / f"{name}.txt"
+    with printed.open("w") as output:
+        process = subprocess.Popen(
+            command(folder, name), env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+    return process, printed
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, name: str, iterations: int) -> None:
+    """Until the run has finished so many iterations."""
     deadline = time.monotonic() + 240
     while len(steps(folder, name)) < iterations:
         assert process.poll() is None, "the driver ended too early"
         assert time.monotonic() < deadline, "nothing happened in time"
         time.sleep(0.05)
-    return process
 
 
 def steps(folder: Path, name: str) -> list[int]:
@@ -138,54 +144,43 @@ def test_the_same_command_on_a_complete_run_changes_nothing(
     assert (undisturbed / "metrics.jsonl").read_text() == before
 
 
-def test_sigkill_of_the_driver_then_the_same_command_ends_with_the_same_weights(
+def test_sigkill_of_engine_ranks_and_driver_loses_and_doubles_nothing(
     undisturbed: Path, folder: Path, ray_head: dict[str, str]
 ) -> None:
-    process = start(folder, ray_head, "killed", 3)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    again = run(folder, ray_head, "killed")
-    assert again.returncode == 0, (again.stdout + again.stderr)[-4000:]
-    assert "going on from" in again.stdout
-    assert steps(folder, "killed") == list(range(1, ITERATIONS + 1))
-    assert_same_weights(folder / "runs" / "killed" / "model", undisturbed / "model")
-    assert_same_weights(folder / "runs" / "killed" / "critic", undisturbed / "critic")
+    """One run loses, in turn, its engine, a policy rank with both frozen roles, and its driver.
 
+    Equal weights at the end mean that every prompt was used once, with the answer that the lost engine would have
+    given, and that each checkpoint held all there was.
+    """
+    process, printed = start(folder, ray_head, "faults")
+    wait_for(process, folder, "faults", 2)
+    (engine,) = processes_of("RolloutActor")
+    os.kill(engine, signal.SIGKILL)
+    wait_for(process, folder, "faults", 3)
+    assert "rebuilding" not in printed.read_text()  # the engine was replaced; the other roles went on
 
-def test_sigkill_of_the_engine_in_mid_run_loses_and_doubles_nothing(
-    undisturbed: Path, folder: Path, ray_head: dict[str, str]
-) -> None:
-    process = start(folder, ray_head, "engine", 2)
-    (victim,) = processes_of("RolloutActor")
-    os.kill(victim, signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-4000:]
-    assert steps(folder, "engine") == list(range(1, ITERATIONS + 1))
-    # Equal weights mean that every prompt was used once, with the answer that the lost engine would have given.
-    assert_same_weights(folder / "runs" / "engine" / "model", undisturbed / "model")
-    assert "going on from" not in output  # the engine was replaced; nothing was rebuilt
-
-
-def test_sigkill_of_a_policy_rank_rebuilds_the_roles_from_the_last_checkpoint(
-    undisturbed: Path, folder: Path, ray_head: dict[str, str]
-) -> None:
-    process = start(folder, ray_head, "rank", 3)
     os.kill(processes_of("PolicyRank")[1], signal.SIGKILL)
     for frozen in processes_of("Re"):  # reference and reward: Ray starts them again by itself
         os.kill(frozen, signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-4000:]
-    assert "rebuilding all roles" in output
-    assert steps(folder, "rank") == list(range(1, ITERATIONS + 1))
-    assert_same_weights(folder / "runs" / "rank" / "model", undisturbed / "model")
+    wait_for(process, folder, "faults", 4)
+    assert printed.read_text().count("rebuilding all roles") == 1
+    assert "going on from" in printed.read_text()
+
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = run(folder, ray_head, "faults")
+    assert again.returncode == 0, (again.stdout + again.stderr)[-4000:]
+    assert "going on from" in again.stdout
+    assert steps(folder, "faults") == list(range(1, ITERATIONS + 1))
+    assert_same_weights(folder / "runs" / "faults" / "model", undisturbed / "model")
+    assert_same_weights(folder / "runs" / "faults" / "critic", undisturbed / "critic")
 
 
-def test_impossible_resources_are_refused_within_seconds(folder: Path, ray_head: dict[str, str]) -> None:
-    began = time.monotonic()
+def test_impossible_resources_are_refused_before_anything_starts(folder: Path, ray_head: dict[str, str]) -> None:
     done = run(folder, ray_head, "impossible", "roles.policy.gpus=4")
     assert done.returncode == 1
     assert "8 GPUs are asked for, the cluster has 0" in done.stderr
-    assert time.monotonic() - began < 60  # most of it is Python's imports
+    assert "starting policy" not in done.stdout
 
 
 def test_bad_rows_are_named_and_stop_the_run_before_anything_starts(folder: Path, ray_head: dict[str, str]) -> None:
