@@ -68,7 +68,7 @@ class ModelConfig(Config):
     template: Literal["v1", "plain", "llava_hf"] = "v1"
     """Prompt format, shared by training, rollouts, reward and evaluation."""
     pad_to_square: bool = True
-    """Pad images to a square with the CLIP mean colour before the image processor, as LLaVA does."""
+    """Pad images to a square with the image processor's mean colour (CLIP's in LLaVA-1.5) first, as LLaVA does."""
     feature_cache_mb: int = Field(default=1024, ge=0)
     """Memory for cached features of a frozen vision tower, per process."""
     feature_store: str | None = None

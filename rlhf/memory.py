@@ -20,6 +20,7 @@ from typing import Literal
 
 from rlhf.config import DeepSpeedConfig, TrainableConfig
 from rlhf.models.architecture import Architecture, Parameter, Part
+from rlhf.models.token_logprobs import CHUNK, KEPT
 
 GIB = 2**30
 WIDTHS = {"float32": 4, "bfloat16": 2}
@@ -225,12 +226,21 @@ def outside_layers(architecture: Architecture, width: int, load: Load) -> int:
     return per_token * load.tokens + per_visual * load.images * _image_tokens(a, load)
 
 
-def lm_head(architecture: Architecture, width: int, load: Load) -> int:
-    """Bytes at the top of the log-probability computation: per response token w h and five fp32 rows of V.
+def lm_head(architecture: Architecture, width: int, load: Load, learns: bool) -> int:
+    """Bytes at the top of the log-probability computation (`rlhf/models/token_logprobs.py`).
 
-    Log-softmax, its exponential, their product and two gradients; the fifth is there if the entropy has a gradient.
+    Per response token its state and that state's gradient, 2 w h; two fp32 chunks of logits; and if the matrix learns
+    the fp32 log-probabilities that are kept and its fp32 gradient, 4 V h. In bf16 a chunk and the gradient have a cast.
     """
-    return load.rows * load.responses * (width * architecture.hidden + 5 * 4 * architecture.vocabulary)
+    answered = load.rows * load.responses
+    if not answered:
+        return 0
+    logits, matrix = answered * architecture.vocabulary, architecture.vocabulary * architecture.hidden
+    cast = 0 if width == 4 else width
+    size = 2 * width * architecture.hidden * answered + (2 * 4 + cast) * min(logits, CHUNK)
+    if learns:
+        size += 4 * min(logits, KEPT) + (4 + cast) * matrix
+    return size
 
 
 def activations(
@@ -243,7 +253,8 @@ def activations(
     """
     width = WIDTHS[dtype]
     layer = decoder_layer(architecture, width, load)
-    head = lm_head(architecture, width, load) if kind == "policy" else 0
+    learns = trainable is not None and trainable.language_model and trainable.lora is None
+    head = lm_head(architecture, width, load, learns) if kind == "policy" else 0
     if trainable is None:
         return max(layer, head) + width * architecture.hidden * load.tokens
     if (lora := trainable.lora) is not None:

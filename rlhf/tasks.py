@@ -47,7 +47,7 @@ class ImitationTask:
 
     def loss(self, engine: Any, batch: TokenBatch, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative log-likelihood of the answers."""
-        logprobs, _ = engine(batch)
+        logprobs, _ = engine(batch, entropy=False)
         return sft_objective(logprobs, batch.to(logprobs.device), denominator)
 
     def validate(self, learner: Learner) -> dict[str, float]:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from rlhf.batch import Prompt
 from rlhf.config import ModelConfig
 from rlhf.models.heads import HEAD_FILE
-from rlhf.models.tiny import TinyConfig, build
+from rlhf.models.tiny import TinyConfig, TinyKind, build
 
 CORPUS = (
     "USER: What colour is the ball on the table? ASSISTANT: The ball is red.",
@@ -28,14 +28,27 @@ QUESTIONS = (
 )
 
 
-def tiny_model(folder: Path, seed: int = 0, max_length: int = 256) -> ModelConfig:
-    """A random fp32 LLaVA (9 image tokens, 2 decoder layers) in `folder`. vLLM's CPU kernel takes heads of 32 n."""
+def tiny_model(folder: Path, seed: int = 0, max_length: int = 256, kind: TinyKind = "llava") -> ModelConfig:
+    """A random fp32 model (9 tokens per crop, 2 decoder layers) in `folder`. vLLM's CPU kernel takes heads of 32 n."""
     sizes = TinyConfig(
-        vocabulary=500, hidden=32, layers=2, vision_layers=3, heads=1, image_size=24, patch_size=8, context=512
+        kind=kind,
+        vocabulary=500,
+        hidden=32,
+        layers=2,
+        vision_layers=3,
+        heads=1,
+        image_size=24,
+        patch_size=8,
+        context=512,
     )
     build(sizes, CORPUS * 4, folder, seed)
     return ModelConfig(
-        path=str(folder), dtype="float32", max_length=max_length, template="llava_hf", feature_cache_mb=64
+        path=str(folder),
+        dtype="float32",
+        max_length=max_length,
+        template="llava_hf",
+        pad_to_square=kind not in ("llava_next", "llava_onevision"),
+        feature_cache_mb=64,
     )
 
 

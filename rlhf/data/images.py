@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rlhf.errors import ImageError
 
@@ -15,6 +15,7 @@ MAX_PIXELS = 50_000_000
 
 # What Pillow's decoders raise on damaged files (PNG: SyntaxError, struct.error; EXIF: ValueError, KeyError).
 _DAMAGE = (OSError, SyntaxError, ValueError, KeyError, IndexError, EOFError, struct.error, OverflowError, MemoryError)
+_QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _JPEG_END = b"\xff\xd9"
 _TAIL_BYTES = 65_536
 
@@ -31,6 +32,17 @@ def load_image(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return _as_rgb(ImageOps.exif_transpose(image))
         except _DAMAGE as error:
             raise ImageError(f"corrupt or truncated image: {error}", source=path) from error
+
+
+def image_size(path: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of what `load_image` returns, read without decoding the pixels. Raises ImageError."""
+    with _open(path, max_pixels) as image:
+        try:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
+        except _DAMAGE as error:
+            raise ImageError(f"corrupt or truncated image: {error}", source=path) from error
+        width, height = image.size
+    return (width, height) if turned else (height, width)
 
 
 def verify_image(path: str, max_pixels: int = MAX_PIXELS) -> None:

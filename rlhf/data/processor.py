@@ -17,9 +17,10 @@ from torch import Tensor
 
 from rlhf.batch import Example, Prompt, TokenBatch
 from rlhf.config import ModelConfig, resolve
-from rlhf.data.images import CLIP_MEAN_COLOUR, load_image, pad_to_square
+from rlhf.data.images import image_size, load_image, pad_to_square
 from rlhf.data.template import IMAGE_TAG, TEMPLATES, render
 from rlhf.errors import ConfigError, PromptTooLongError, RowError
+from rlhf.models.families import FAMILIES, Family, ImageSize, family_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class TokenRow:
 
 
 def check_architecture(config: ModelConfig) -> None:
-    """Raise ConfigError unless `config.path` is a LLaVA in transformers' layout, naming what it is instead."""
+    """Raise ConfigError unless `config.path` is of a known family in transformers' layout, naming what it is."""
     from transformers import PretrainedConfig
 
     path = resolve(config.path)
@@ -40,21 +41,30 @@ def check_architecture(config: ModelConfig) -> None:
         raise ConfigError([f"model.path: {path} holds no model; run the stage that writes it first"])
     content, _ = PretrainedConfig.get_config_dict(path)
     kind = content.get("model_type", "")
-    if kind == "llava":
+    if kind in FAMILIES:
         return
     found = " ".join(content.get("architectures") or ["no named class"])
-    remedy = "name a directory whose config.json says model_type llava"
-    if kind.startswith("llava_"):  # llava_llama: written by the original LLaVA code, as SPA-VL's checkpoints are
+    remedy = f"name a directory whose config.json has a model_type of {', '.join(FAMILIES)}"
+    if kind == "llava_llama":  # written by the original LLaVA code, as SPA-VL's checkpoints are
         remedy = f"convert it first: jobs/convert_llava.py direction=to_hub source={path} target=<new folder>"
-    raise ConfigError([f"model.path: {path} is a {kind or 'nameless'} model ({found}), not a LLaVA: {remedy}"])
+    raise ConfigError(
+        [f"model.path: {path} is a {kind or 'nameless'} model ({found}), which is not supported: {remedy}"]
+    )
 
 
 class Processor:
     """Tokeniser, image processor and template of one model directory."""
 
-    def __init__(self, tokenizer: Any, image_processor: Any, tokens_per_image: int, config: ModelConfig) -> None:
-        self.tokenizer, self.image_processor, self.config = tokenizer, image_processor, config
-        self.tokens_per_image = tokens_per_image
+    def __init__(self, tokenizer: Any, image_processor: Any, family: Family, config: ModelConfig) -> None:
+        """Raises ConfigError for squares where the family crops images in their own proportions."""
+        if family.crops_images and config.pad_to_square:
+            raise ConfigError(
+                [f"model.pad_to_square: {family.architecture} crops images in their own proportions; set it to false"]
+            )
+        self.tokenizer, self.image_processor, self.family, self.config = tokenizer, image_processor, family, config
+        red, green, blue = (int(255 * mean) for mean in image_processor.image_mean)
+        self.mean_colour = (red, green, blue)
+        self._sizes: dict[str, ImageSize] = {}
         self.template = TEMPLATES[config.template]
         self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TAG)
         self.eos_id: int = tokenizer.eos_token_id
@@ -68,13 +78,14 @@ class Processor:
 
         check_architecture(config)
         path = resolve(config.path)
-        model = AutoConfig.from_pretrained(path)
-        vision = model.vision_config
-        per_image = (vision.image_size // vision.patch_size) ** 2
-        if model.vision_feature_select_strategy == "full":
-            per_image += 1
+        family = family_of(AutoConfig.from_pretrained(path))
         tokenizer = AutoTokenizer.from_pretrained(path)
-        return cls(tokenizer, AutoImageProcessor.from_pretrained(path), per_image, config)
+        return cls(tokenizer, AutoImageProcessor.from_pretrained(path), family, config)
+
+    @property
+    def tokens_per_image(self) -> int | None:
+        """Placeholders of an image; None where they depend on its size."""
+        return self.family.tokens_per_image
 
     def prompt_ids(self, prompt: Prompt, max_new_tokens: int = 0, context: int | None = None) -> list[int]:
         """Ids of an open prompt. Raises PromptTooLongError if they and `max_new_tokens` exceed the context.
@@ -82,7 +93,7 @@ class Processor:
         `context` is the engine's where that is shorter than the model's.
         """
         rendered = self._render([(prompt.question, None)], prompt.image)
-        ids, _ = self._encode(rendered.text, (), prompt.image is not None)
+        ids, _ = self._encode(rendered.text, (), prompt.image)
         limit = min(context or self.config.max_length, self.config.max_length)
         if len(ids) > limit - max_new_tokens:
             raise PromptTooLongError(
@@ -122,16 +133,29 @@ class Processor:
 
     def collapse(self, ids: Sequence[int]) -> list[int]:
         """One placeholder per image instead of one per visual token (what vLLM expects)."""
-        return [token for index, token in enumerate(ids) if token != self.image_id or ids[index - 1] != self.image_id]
+        before = [None, *ids]
+        return [token for token, last in zip(ids, before, strict=False) if not token == last == self.image_id]
 
     def image(self, path: str) -> Any:
         """The PIL image as every role must see it: RGB, padded to a square if so configured."""
         image = load_image(path)
-        return pad_to_square(image, CLIP_MEAN_COLOUR) if self.config.pad_to_square else image
+        return pad_to_square(image, self.mean_colour) if self.config.pad_to_square else image
+
+    def image_size(self, path: str) -> ImageSize:
+        """Height and width of `image(path)`; not looked at where it changes nothing."""
+        if self.tokens_per_image is not None:
+            return self.family.blank
+        if path not in self._sizes:
+            self._sizes[path] = image_size(path)
+        return self._sizes[path]
 
     def pixels(self, path: str) -> Tensor:
-        """[3, H, W] float32, normalised."""
+        """[3, H, W] or, of a family that crops images, [crops, 3, H, W]; float32, normalised."""
         return self.image_processor(self.image(path), return_tensors="pt")["pixel_values"][0]
+
+    def model_inputs(self, path: str) -> dict[str, Tensor]:
+        """An image as transformers' own forward takes it beside ids, as a batch of one."""
+        return self.family.inputs(self.pixels(path), self.image_size(path))
 
     def image_settings(self) -> str:
         """Everything that decides an image's pixels, as one line."""
@@ -153,7 +177,7 @@ class Processor:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def _image_tokens(self, image: str | None) -> int:
-        return self.tokens_per_image if image is not None else 0
+        return self.family.image_tokens(self.image_size(image)) if image is not None else 0
 
     def _render(self, turns: Sequence[tuple[str, str | None]], image: str | None) -> Any:
         eos = self.tokenizer.eos_token
@@ -161,7 +185,7 @@ class Processor:
 
     def _row(self, turns: Sequence[tuple[str, str | None]], image: str | None, source: str) -> TokenRow:
         rendered = self._render(turns, image)
-        ids, counted = self._encode(rendered.text, rendered.answer_spans, image is not None)
+        ids, counted = self._encode(rendered.text, rendered.answer_spans, image)
         if len(ids) > self.config.max_length:
             raise PromptTooLongError(
                 f"{len(ids)} tokens (of which {self._image_tokens(image)} for the image) exceed the context of "
@@ -170,7 +194,8 @@ class Processor:
             )
         return TokenRow(ids, counted, image)
 
-    def _encode(self, text: str, spans: Sequence[tuple[int, int]], has_image: bool) -> tuple[list[int], list[bool]]:
+    def _encode(self, text: str, spans: Sequence[tuple[int, int]], image: str | None) -> tuple[list[int], list[bool]]:
+        image_tokens = self._image_tokens(image)
         encoding = self.tokenizer(text, return_offsets_mapping=True)
         ids: list[int] = []
         counted: list[bool] = []
@@ -178,9 +203,9 @@ class Processor:
             inside = any(start >= low and end <= high and end > start for low, high in spans)
             if not inside and any(start < low < end or start < high < end for low, high in spans):
                 raise RowError(f"a token straddles the border of an answer in {text[max(0, start - 20) : end + 20]!r}")
-            repeat = self.tokens_per_image if token == self.image_id else 1
+            repeat = image_tokens if token == self.image_id else 1
             ids.extend([token] * repeat)
             counted.extend([inside] * repeat)
-        if has_image != (self.image_id in ids):
+        if (image is not None) != (self.image_id in encoding["input_ids"]):
             raise RowError("the text and the image disagree about the image tag")
         return ids, counted

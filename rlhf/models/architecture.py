@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rlhf.config import resolve
 from rlhf.errors import ConfigError
+from rlhf.models.families import FAMILIES, family_of
 from rlhf.models.known import known_config, known_names
 
 Part = Literal["tower", "projector", "language", "lm_head"]
@@ -100,10 +101,7 @@ def _read_config(path: str) -> Any:
 def _describe(name: str, config: Any, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> Architecture:
     text, vision = config.text_config, config.vision_config
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    image_tokens = None
-    if isinstance(getattr(vision, "image_size", None), int) and config.model_type == "llava":
-        image_tokens = (vision.image_size // vision.patch_size) ** 2
-        image_tokens += config.vision_feature_select_strategy == "full"
+    image_tokens = family_of(config).tokens_per_image if config.model_type in FAMILIES else None
     return Architecture(
         name=name,
         parameters=tuple(Parameter(key, part_of(key), shape) for key, shape in shapes),

@@ -7,12 +7,12 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlhf.data.processor import Processor
+from rlhf.models.families import Family
 
 
 class TensorCache:
@@ -69,22 +69,22 @@ class FeatureStore:
 class FrozenTower:
     """A vision tower that never learns, with a memory of what it saw.
 
-    Images are encoded one at a time: a batched kernel rounds differently for different batch sizes, and then a resumed
-    run would not equal an undisturbed one.
+    Images are encoded one at a time, all crops of one together: a batched kernel rounds differently for different
+    batch sizes, and then a resumed run would not equal an undisturbed one.
     """
 
-    def __init__(self, tower: nn.Module, config: Any, processor: Processor) -> None:
+    def __init__(self, tower: nn.Module, family: Family, processor: Processor) -> None:
         self._tower = tower.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
-        self._config, self._processor = config, processor
+        self._family, self._processor = family, processor
         self._cache = TensorCache(processor.config.feature_cache_mb * 2**20)
         folder = processor.feature_store
         self._store = FeatureStore(folder, self._origin()) if folder is not None else None
         self.forwards = 0
 
     def features(self, paths: Sequence[str]) -> Tensor:
-        """[len(paths), tokens, width] on the tower's device: hidden states as the projector expects them."""
+        """[crops of all images, tokens, width] on the tower's device: hidden states as the projector expects them."""
         device = next(self._tower.parameters()).device
-        return torch.stack([self._cache.get(path, self._find).to(device) for path in paths])
+        return torch.cat([self._cache.get(path, self._find).to(device) for path in paths])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights under their full names in the model."""
@@ -96,25 +96,27 @@ class FrozenTower:
     @torch.no_grad()
     def _one(self, path: str) -> Tensor:
         parameter = next(self._tower.parameters())
-        pixels = self._processor.pixels(path)[None].to(parameter.device, parameter.dtype)
-        states = self._tower(pixels, output_hidden_states=True).hidden_states
-        layers = self._config.vision_feature_layer
-        chosen = [states[layer] for layer in ([layers] if isinstance(layers, int) else layers)]
-        if self._config.vision_feature_select_strategy == "default":
-            chosen = [state[:, 1:] for state in chosen]  # drop CLS
+        crops = as_crops(self._processor.pixels(path)).to(parameter.device, parameter.dtype)
         self.forwards += 1
-        return torch.cat(chosen, dim=-1)[0]
+        return self._family.states(self._tower, crops)
 
     def _origin(self) -> str:
         """Digest of everything but the image that decides the features: weights, layers, preprocessing, device."""
         parameter = next(self._tower.parameters())
+        config = self._family.config
         settings = (
-            self._config.vision_feature_layer,
-            self._config.vision_feature_select_strategy,
+            config.model_type,
+            config.vision_feature_layer,
+            config.vision_feature_select_strategy,
             self._processor.image_settings(),
             parameter.device.type,
         )
         return _digest(repr(settings), self._tower.state_dict().items())
+
+
+def as_crops(pixels: Tensor) -> Tensor:
+    """[crops, 3, H, W] of one image's pixels, which have no first dimension if there is nothing but one crop."""
+    return pixels if pixels.dim() == 4 else pixels[None]
 
 
 def _digest(settings: str, weights: Iterable[tuple[str, Tensor]]) -> str:

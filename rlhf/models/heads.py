@@ -22,34 +22,33 @@ class PolicyModel(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, tokens: TokenBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: TokenBatch, temperature: float = 1.0, entropy: bool = True) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies, [B, T] float32 each, zero outside `response_mask`.
 
         Only the hidden states that predict a response token meet the LM head, so prompt positions (image tokens
-        above all) never become logits.
+        above all) never become logits. Entropies are zero without `entropy`, which saves their time.
         """
         hidden = self.backbone.hidden(tokens)  # [B, T, H]
         mask = tokens.response_mask.to(hidden.device)
         targets = tokens.input_ids.to(hidden.device)[mask]  # [N]
-        logits = self.backbone.vlm.lm_head(_before(hidden, mask)).float() / temperature  # [N, V]
-        log_p = torch.log_softmax(logits, dim=-1)
-        chosen = log_p.gather(-1, targets[:, None]).squeeze(-1)  # [N]
-        entropy = -(log_p.exp() * log_p).sum(-1)  # [N]
+        chosen, entropies = self.backbone.vlm.lm_head(_before(hidden, mask), targets, temperature, entropy)  # [N]
         empty = torch.zeros(mask.shape, dtype=torch.float32, device=hidden.device)
-        return empty.masked_scatter(mask, chosen), empty.masked_scatter(mask, entropy)
+        return empty.masked_scatter(mask, chosen), empty.masked_scatter(mask, entropies)
 
 
 class ScalarModel(nn.Module):
     """A VLM with a bias-free linear head (seed page 2): reward model by its last position, critic by all of them.
 
-    A new head has PyTorch's random start; `head_from` is the directory that an earlier one was exported to.
+    A new head has PyTorch's random start, drawn from the process's seed alone, so that ZeRO stages and ranks begin
+    alike; `head_from` is the directory that an earlier one was exported to.
     """
 
     def __init__(self, backbone: VisionLanguage, head_from: Path | None = None) -> None:
         super().__init__()
         self.backbone = backbone
-        # the LM head does not run here, so it must not be trained or waited for
-        backbone.vlm.lm_head.requires_grad_(False)
+        # the LM head does not run here, so it must not be trained or waited for; tied to the embeddings it does run
+        if not backbone.vlm.config.tie_word_embeddings:
+            backbone.vlm.lm_head.requires_grad_(False)
         parameter = next(backbone.vlm.model.language_model.parameters())
         with fresh_draws():
             self.head = nn.Linear(backbone.hidden_size, 1, bias=False, dtype=parameter.dtype)

@@ -1,4 +1,4 @@
-"""Loading, freezing and running LLaVA.
+"""Loading, freezing and running LLaVA and its relatives (`rlhf/models/families.py`).
 
 `VisionLanguage` is the module that DeepSpeed wraps: language model, projector, and the vision tower only if it learns.
 A frozen tower lives outside it (`FrozenTower`), whole on every rank: its features are computed once per image, ZeRO-3
@@ -19,20 +19,25 @@ from rlhf.batch import TokenBatch
 from rlhf.config import LoraConfig, ModelConfig, TrainableConfig, resolve
 from rlhf.data.processor import Processor, check_architecture
 from rlhf.errors import ConfigError, DataError, TrainingError
-from rlhf.models.features import FrozenTower, TensorCache
+from rlhf.models.families import FAMILIES, Family, family_of
+from rlhf.models.features import FrozenTower, TensorCache, as_crops
 from rlhf.models.keys import to_hub
 from rlhf.models.lora import adapters_off, attach, is_adapter, merge_into
 from rlhf.models.quantised import quantisation
+from rlhf.models.token_logprobs import TokenHead
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class VisionLanguage(nn.Module):
-    """LLaVA as a function from tokens and images to hidden states, with its LM head apart."""
+    """A vision-language model as a function from tokens and images to hidden states, with its LM head apart."""
 
     def __init__(self, vlm: Any, processor: Processor, tower: FrozenTower | None) -> None:
         super().__init__()
+        vlm.lm_head = TokenHead.around(vlm.lm_head)
         self.vlm = vlm
+        self.family: Family = family_of(vlm.config)
+        self.pack = self.family.packer(vlm.model)
         self.processor = processor
         self.tower = tower  # no nn.Module, hence no parameters of this module
         self.pixels = TensorCache(processor.config.feature_cache_mb * 2**20)  # for a tower that learns
@@ -85,16 +90,16 @@ class VisionLanguage(nn.Module):
         paths = [path for path in tokens.images if path is not None]
         embeddings = model.get_input_embeddings()(input_ids)  # [B, T, H]
         distinct = {path: place for place, path in enumerate(dict.fromkeys(paths))}
-        features = self._projected(list(distinct), device)  # [images, visual tokens, H]
+        visual = self._visual(list(distinct), device)  # one [visual tokens, H] per image
         if paths:
-            if len(distinct) < len(paths):
-                features = features[[distinct[path] for path in paths]]
             places = (input_ids == self.processor.image_id) & ~tokens.response_mask.to(device)  # [B, T]
-            if int(places.sum()) != features.shape[0] * features.shape[1]:
-                raise DataError(f"{int(places.sum())} placeholders for {len(paths)} images x {features.shape[1]}")
-            embeddings = embeddings.masked_scatter(places[..., None], features.to(embeddings.dtype))
+            needed = [0 if path is None else len(visual[distinct[path]]) for path in tokens.images]
+            if (found := places.sum(dim=1).tolist()) != needed:
+                raise DataError(f"rows have {found} placeholders, their images need {needed}")
+            flat = torch.cat([visual[distinct[path]] for path in paths])
+            embeddings = embeddings.masked_scatter(places[..., None], flat.to(embeddings.dtype))
         elif self.training:
-            embeddings = embeddings + 0.0 * features.sum()
+            embeddings = embeddings + 0.0 * visual[0].sum()
         return model.language_model(
             inputs_embeds=embeddings,
             attention_mask=tokens.attention_mask.to(device) if attention_mask is None else attention_mask,
@@ -109,32 +114,40 @@ class VisionLanguage(nn.Module):
             state.update(self.tower.state_dict())
         return state
 
-    def _projected(self, paths: Sequence[str], device: torch.device) -> Tensor:
-        if self.tower is None:
-            size = self.vlm.config.vision_config.image_size
-            pixels = [self.pixels.get(path, self.processor.pixels) for path in paths] or [torch.zeros(3, size, size)]
-            batch = torch.stack(pixels).to(device, self.vlm.dtype)
-            return torch.stack(list(self.vlm.model.get_image_features(batch, return_dict=True).pooler_output))
+    def _visual(self, paths: Sequence[str], device: torch.device) -> tuple[Tensor, ...]:
+        """One [visual tokens, H] per image, or of a blank if there is none."""
+        sizes = [self.processor.image_size(path) for path in paths] or [self.family.blank]
         projector = self.vlm.model.multi_modal_projector
         if self._as_first and self._first_projector:
             projector = self._first_projector[0].to(device)
-        if not paths:
-            return projector(torch.zeros(1, 1, projector.linear_1.in_features, dtype=self.vlm.dtype, device=device))
-        return projector(self.tower.features(paths).to(device))
+        packed = self.pack(projector(self._states(paths, device)), sizes)
+        return torch.split(packed, [self.family.image_tokens(size) for size in sizes])
+
+    def _states(self, paths: Sequence[str], device: torch.device) -> Tensor:
+        """[crops, tokens, width] hidden states of the tower, of a blank's crops if there is no image."""
+        crops = self.family.crops(self.family.blank)
+        if self.tower is not None:
+            if paths:
+                return self.tower.features(paths).to(device)
+            width = self.vlm.model.multi_modal_projector.linear_1.in_features
+            return torch.zeros(crops, self.family.crop_tokens, width, dtype=self.vlm.dtype, device=device)
+        pixels = [as_crops(self.pixels.get(path, self.processor.pixels)) for path in paths]
+        batch = torch.cat(pixels or [torch.zeros(crops, 3, *self.family.blank)])
+        return self.family.states(self.vlm.model.vision_tower, batch.to(device, self.vlm.dtype))
 
 
 def load(config: ModelConfig, trainable: TrainableConfig | None, processor: Processor | None = None) -> VisionLanguage:
-    """Read a LLaVA directory; `trainable=None` freezes everything (reference, reward model).
+    """Read a model directory; `trainable=None` freezes everything (reference, reward model).
 
     Under a live `HfDeepSpeedConfig` of stage 3 the parameters arrive partitioned; a frozen tower is gathered whole.
     Raises ConfigError if there is no model, or one of another architecture.
     """
-    from transformers import LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     path = resolve(config.path)
     check_architecture(config)
     processor = processor or Processor.load(config)
-    vlm = LlavaForConditionalGeneration.from_pretrained(
+    vlm = AutoModelForImageTextToText.from_pretrained(
         path,
         dtype=DTYPES[config.dtype],
         attn_implementation=config.attention,
@@ -142,7 +155,7 @@ def load(config: ModelConfig, trainable: TrainableConfig | None, processor: Proc
     )
     tower = None
     if trainable is None or not trainable.vision_tower:
-        tower = FrozenTower(_detach_tower(vlm), vlm.config, processor)
+        tower = FrozenTower(_detach_tower(vlm), family_of(vlm.config), processor)
     if config.adapter is not None:
         if config.quantise != "none":
             raise ConfigError(["model.adapter cannot be merged into quantised weights: set model.quantise=none"])
@@ -163,7 +176,7 @@ def save_pretrained(config: Any, generation_config: Any, state: Mapping[str, Ten
     folder.mkdir(parents=True, exist_ok=True)
     named = {to_hub(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_torch_state_dict(named, folder, max_shard_size="5GB")
-    config.architectures = ["LlavaForConditionalGeneration"]
+    config.architectures = [FAMILIES[config.model_type].architecture]
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # what is written is whole
     config.save_pretrained(folder)
@@ -198,6 +211,8 @@ def _set_trainable(vlm: Any, trainable: TrainableConfig | None) -> None:
             learns = trainable.vision_tower
         elif name.startswith("model.multi_modal_projector."):
             learns = trainable.projector
+        elif name == "model.image_newline":
+            learns = trainable.projector and trainable.lora is None  # PEFT's format has no place for it
         elif trainable.lora is not None:
             learns = is_adapter(name)
         else:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rlhf.batch import PairBatch, TokenBatch, concat_token_batches
 from rlhf.errors import DataError
@@ -100,8 +99,7 @@ class PairModel(nn.Module):
         """[B, T] float32, zero where nothing counts, from the states [N, H] that predict the counted tokens."""
         mask = tokens.response_mask.to(states.device)
         targets = tokens.input_ids.to(states.device)[mask]  # [N]
-        logits = self.backbone.vlm.lm_head(states).float()  # [N, V]
-        counted = -functional.cross_entropy(logits, targets, reduction="none")  # [N]
+        counted, _ = self.backbone.vlm.lm_head(states, targets, entropy=False)  # [N]
         return torch.zeros(mask.shape, dtype=torch.float32, device=states.device).masked_scatter(mask, counted)
 
 

@@ -1,9 +1,10 @@
-"""A LLaVA small enough to train from nothing on two CPU cores, written as an ordinary transformers directory."""
+"""A model small enough to train from nothing on two CPU cores, written as an ordinary transformers directory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,11 +13,17 @@ from rlhf.config import Config
 from rlhf.data.template import IMAGE_TAG
 
 BOS, EOS, UNK, PAD = "<s>", "</s>", "<unk>", "<pad>"
+VIDEO_TAG = "<video>"  # LLaVA-OneVision's processor wants one; no prompt of ours has it
+
+TinyKind = Literal["llava", "llava_interleave", "llava_next", "llava_onevision"]
+_QWEN: tuple[TinyKind, ...] = ("llava_interleave", "llava_onevision")
 
 
 class TinyConfig(Config):
     """Sizes of the embedded model."""
 
+    kind: TinyKind = "llava"
+    """llava, llava_next: CLIP and Llama; llava_interleave, llava_onevision: SigLIP and Qwen2 with tied embeddings."""
     vocabulary: int = Field(default=700, ge=300)
     """Byte-level BPE tokens, learned from the training text."""
     hidden: int = Field(default=128, ge=8)
@@ -24,7 +31,7 @@ class TinyConfig(Config):
     layers: int = Field(default=4, ge=1)
     """Decoder layers."""
     vision_layers: int = Field(default=3, ge=2)
-    """CLIP layers; the features are those of the last but one, as in LLaVA-1.5."""
+    """Layers of the tower; CLIP's features are those of the last but one, SigLIP's those of the last."""
     heads: int = Field(default=4, ge=1)
     """Attention heads of both."""
     image_size: int = Field(default=48, ge=8)
@@ -36,65 +43,116 @@ class TinyConfig(Config):
 
 
 def build(config: TinyConfig, corpus: Iterable[str], folder: Path, seed: int = 0) -> None:
-    """Write a randomly initialised LLaVA with its own tokenizer and image processor into `folder`."""
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
+    """Write a randomly initialised model with its own tokenizer and image processor into `folder`."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
+    siglip = config.kind in _QWEN
     tokenizer = _train_tokenizer(config, corpus)
-    image_id = tokenizer.convert_tokens_to_ids(IMAGE_TAG)
-    vision = CLIPVisionConfig(
-        hidden_size=config.hidden,
-        intermediate_size=4 * config.hidden,
-        projection_dim=config.hidden,
-        num_hidden_layers=config.vision_layers,
-        num_attention_heads=config.heads,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-    )
-    text = LlamaConfig(
+    settings: dict[str, Any] = {
+        "vision_config": _siglip(config) if siglip else _clip(config),
+        "text_config": _decoder(config, tokenizer),
+        "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE_TAG),
+        "vision_feature_layer": -1 if siglip else -2,
+        "vision_feature_select_strategy": "full" if siglip else "default",
+        "tie_word_embeddings": siglip,
+    }
+    if config.kind in ("llava_next", "llava_onevision"):
+        settings["image_grid_pinpoints"] = _grid(config)
+    if config.kind == "llava_onevision":
+        settings["video_token_index"] = tokenizer.convert_tokens_to_ids(VIDEO_TAG)
+    torch.manual_seed(seed)
+    architecture = AutoConfig.for_model("llava" if config.kind == "llava_interleave" else config.kind, **settings)
+    model = AutoModelForImageTextToText.from_config(architecture)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    folder.mkdir(parents=True, exist_ok=True)
+    from rlhf.models.llava import save_pretrained
+
+    save_pretrained(model.config, model.generation_config, dict(model.named_parameters()), folder)
+    _processor(config, tokenizer).save_pretrained(folder)
+
+
+def _clip(config: TinyConfig) -> Any:
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(projection_dim=config.hidden, **_tower(config))
+
+
+def _siglip(config: TinyConfig) -> Any:
+    from transformers import SiglipVisionConfig
+
+    return SiglipVisionConfig(vision_use_head=False, **_tower(config))
+
+
+def _tower(config: TinyConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": config.hidden,
+        "intermediate_size": 4 * config.hidden,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": config.heads,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+    }
+
+
+def _decoder(config: TinyConfig, tokenizer: Any) -> Any:
+    from transformers import LlamaConfig, Qwen2Config
+
+    qwen = config.kind in _QWEN
+    return (Qwen2Config if qwen else LlamaConfig)(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden,
         intermediate_size=8 * config.hidden // 3 // 8 * 8,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
         max_position_embeddings=config.context,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
+        tie_word_embeddings=qwen,
     )
-    torch.manual_seed(seed)
-    llava = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=image_id,
-        vision_feature_layer=-2,
-        tie_word_embeddings=False,
-    )
-    model = LlavaForConditionalGeneration(llava)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    side = {"height": config.image_size, "width": config.image_size}
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(size={"shortest_edge": config.image_size}, crop_size=side),
-        tokenizer=tokenizer,
-        patch_size=config.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token=IMAGE_TAG,
-        chat_template=CHAT_TEMPLATE,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    from rlhf.models.llava import save_pretrained
 
-    save_pretrained(model.config, model.generation_config, dict(model.state_dict()), folder)
-    processor.save_pretrained(folder)
+
+def _grid(config: TinyConfig) -> list[list[int]]:
+    """Heights and widths that crops may tile: up to three of them in a row or column, or two by two."""
+    side = config.image_size
+    return [[side * rows, side * columns] for rows, columns in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 3), (3, 1))]
+
+
+def _processor(config: TinyConfig, tokenizer: Any) -> Any:
+    from transformers import (
+        CLIPImageProcessor,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+        LlavaProcessor,
+        SiglipImageProcessor,
+    )
+
+    side = {"height": config.image_size, "width": config.image_size}
+    crop = {"size": {"shortest_edge": config.image_size}, "crop_size": side}
+    about: dict[str, Any] = {"tokenizer": tokenizer, "image_token": IMAGE_TAG, "chat_template": CHAT_TEMPLATE}
+    patches = {"patch_size": config.patch_size}
+    if config.kind == "llava_onevision":
+        return LlavaOnevisionProcessor(
+            image_processor=LlavaOnevisionImageProcessor(size=side, image_grid_pinpoints=_grid(config)),
+            video_processor=LlavaOnevisionVideoProcessor(size=side),
+            num_image_tokens=(config.image_size // config.patch_size) ** 2,
+            vision_feature_select_strategy="full",
+            video_token=VIDEO_TAG,
+            **about,
+        )
+    if config.kind == "llava_interleave":
+        about |= {"vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}
+        return LlavaProcessor(image_processor=SiglipImageProcessor(size=side), **about, **patches)
+    about |= {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    if config.kind == "llava_next":
+        images = LlavaNextImageProcessor(image_grid_pinpoints=_grid(config), **crop)
+        return LlavaNextProcessor(image_processor=images, **about, **patches)
+    return LlavaProcessor(image_processor=CLIPImageProcessor(**crop), **about, **patches)
 
 
 CHAT_TEMPLATE = (
@@ -113,7 +171,8 @@ def _train_tokenizer(config: TinyConfig, corpus: Iterable[str]):  # type: ignore
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [UNK, BOS, EOS, PAD, IMAGE_TAG]
+    qwen = config.kind in _QWEN  # whose tokenizer puts nothing before a text
+    special = [UNK, BOS, EOS, PAD, IMAGE_TAG, *([VIDEO_TAG] if config.kind == "llava_onevision" else [])]
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocabulary,
         special_tokens=special,
@@ -122,19 +181,17 @@ def _train_tokenizer(config: TinyConfig, corpus: Iterable[str]):  # type: ignore
     )
     tokenizer.train_from_iterator(corpus, trainer)
     begin = tokenizer.token_to_id(BOS)
-    tokenizer.post_processor = processors.Sequence(
-        [
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, begin)]),
-        ]
-    )
+    steps: list[Any] = [processors.ByteLevel(trim_offsets=False)]
+    if not qwen:
+        steps.append(processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, begin)]))
+    tokenizer.post_processor = processors.Sequence(steps)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=UNK,
-        bos_token=BOS,
+        bos_token=None if qwen else BOS,
         eos_token=EOS,
         pad_token=PAD,
-        additional_special_tokens=[IMAGE_TAG],
+        additional_special_tokens=special[4:],
         padding_side="right",
         clean_up_tokenization_spaces=False,
     )

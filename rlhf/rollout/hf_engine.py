@@ -20,7 +20,7 @@ from rlhf.rollout.weights import WeightBucket, unpack
 
 
 class HfEngine:
-    """`RolloutEngine` on `LlavaForConditionalGeneration`."""
+    """`RolloutEngine` on transformers' own forward pass, of whatever family the model is."""
 
     def __init__(
         self,
@@ -30,11 +30,11 @@ class HfEngine:
         seed: int = 0,
         lora: LoraConfig | None = None,
     ) -> None:
-        from transformers import LlavaForConditionalGeneration
+        from transformers import AutoModelForImageTextToText
 
         self._config, self._processor, self._state = config, processor, UpdateState()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = LlavaForConditionalGeneration.from_pretrained(
+        self._model = AutoModelForImageTextToText.from_pretrained(
             resolve(model.path), dtype=DTYPES[config.dtype], attn_implementation=model.attention
         ).to(self._device)
         if lora:
@@ -128,8 +128,11 @@ class HfEngine:
     def _pixels(self, prompt: Prompt) -> dict[str, Tensor]:
         if prompt.image is None:
             return {}
-        pixels = self._processor.pixels(prompt.image)[None]
-        return {"pixel_values": pixels.to(self._device, self._model.dtype)}
+        inputs = self._processor.model_inputs(prompt.image)
+        return {
+            name: tensor.to(self._device, self._model.dtype if tensor.is_floating_point() else None)
+            for name, tensor in inputs.items()
+        }
 
 
 def processed_logprobs(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -73,7 +73,7 @@ class VllmEngine:
             seed=seed,
             max_model_len=config.max_length,
             max_num_seqs=config.max_sequences,
-            limit_mm_per_prompt={"image": 1},
+            limit_mm_per_prompt={"image": 1, "video": 0},
             logprobs_mode="processed_logprobs",  # after temperature and nucleus: those of the behaviour policy
             generation_config="vllm",  # no stop tokens or defaults from the model's folder
             **(_gpu_options(config) if on_gpu else _cpu_options(config)),
@@ -285,8 +285,20 @@ def _finish_reload(worker: Any) -> list[str]:
 
     partial = [name for name, layer, info in _reload_infos(worker) if 0 < info.load_numel < _expected(layer)]
     if not partial:
-        finalize_layerwise_reload(worker.model_runner.get_model(), worker.model_config)
+        model = worker.model_runner.get_model()
+        finalize_layerwise_reload(model, worker.model_config)
+        _repack_tied_head(model.language_model)
     return partial
+
+
+def _repack_tied_head(language_model: Any) -> None:
+    """Renew what the LM head computes with, where its matrix is that of the embeddings and arrived under their name.
+
+    On CPUs that is a packed copy, and the reload only makes those of layers that received something.
+    """
+    head = language_model.lm_head
+    if head.weight is language_model.model.embed_tokens.weight:
+        head.quant_method.process_weights_after_loading(head)
 
 
 def _abandon_reload(worker: Any) -> None:

@@ -27,8 +27,12 @@ OPTIMIZER = OptimizerConfig(lr=1e-3, schedule="constant", max_grad_norm=0.5)
 def build(model_path: str, stage: int, lora: bool) -> tuple[Learner, Processor]:
     from rlhf.config import ModelConfig
 
-    config = ModelConfig(path=model_path, dtype="float32", max_length=256, template="llava_hf")
-    deepspeed = DeepSpeedConfig(zero_stage=stage, whole_below=100, bucket_elements=5_000)  # type: ignore[arg-type]
+    kind = json.loads((Path(model_path) / "config.json").read_text())["model_type"]
+    config = ModelConfig(
+        path=model_path, dtype="float32", max_length=256, template="llava_hf", pad_to_square=kind == "llava"
+    )
+    # fewer than the elements of an embedding: a newline embedding is partitioned too
+    deepspeed = DeepSpeedConfig(zero_stage=stage, whole_below=20, bucket_elements=5_000)  # type: ignore[arg-type]
     processor = Processor.load(config)
     trainable = TrainableConfig(lora=LoraConfig(rank=4, alpha=8) if lora else None)
     return build_learner(PolicyModel, config, trainable, OPTIMIZER, deepspeed, 10, processor), processor

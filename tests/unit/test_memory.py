@@ -194,8 +194,11 @@ def test_lora_trains_what_peft_makes_trainable(folder: Path) -> None:
 
 
 def test_the_lm_head_sees_response_tokens_only(seven: Architecture) -> None:
-    assert lm_head(seven, 2, Load(1, 2048, 0, "sdpa", 1)) == 0
-    assert lm_head(seven, 2, Load(4, 2048, 512, "sdpa", 4)) == 4 * 512 * (2 * 4096 + 20 * 32064)
+    """Four rows of 512 answer tokens: more logits than are ever there at once."""
+    assert lm_head(seven, 2, Load(1, 2048, 0, "sdpa", 1), learns=True) == 0
+    load, states, chunks = Load(4, 2048, 512, "sdpa", 4), 4 * 512 * 2 * 2 * 4096, 10 * 2**23
+    assert lm_head(seven, 2, load, learns=False) == states + chunks
+    assert lm_head(seven, 2, load, learns=True) == states + chunks + 3 * 2**25 + 32064 * 4096 * 6
 
 
 def test_image_features_grow_with_the_images_of_a_micro_batch(seven: Architecture) -> None:

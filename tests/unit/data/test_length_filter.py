@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import LlavaConfig
 
 from rlhf.batch import PreferencePair, Prompt
 from rlhf.config import ModelConfig
@@ -13,6 +14,7 @@ from rlhf.data.compact import encode_all
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
 from rlhf.errors import DataError, PromptTooLongError
+from rlhf.models.families import family_of
 
 IMAGE_TOKENS = 576  # a 336-pixel tower with patches of 14
 CONTEXT = 2048
@@ -24,7 +26,9 @@ def processor(tiny: ModelConfig) -> Processor:
     """The tiny tokenizer with the context and the image tokens of LLaVA-1.5-7B."""
     small = Processor.load(tiny)
     config = tiny.model_copy(update={"max_length": CONTEXT})
-    return Processor(small.tokenizer, small.image_processor, IMAGE_TOKENS, config)
+    processor = Processor(small.tokenizer, small.image_processor, family_of(LlavaConfig()), config)
+    assert processor.tokens_per_image == IMAGE_TOKENS
+    return processor
 
 
 def text_tokens(processor: Processor, text: str) -> int:
