@@ -15,12 +15,18 @@ from tests.fakes import draw_images, tiny_model
 ROOT = Path(__file__).parents[1]
 
 
+SHARED = ("ray_head", "learners")
+"""Fixtures that only one process may set up."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all tests that need the Ray head, first; the other takes the remaining files one by one."""
+    """Tests that share an expensive fixture stay in one process, those of Ray first; the others go file by file."""
+    order = {}
     for item in items:
-        ray = "ray_head" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.name))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "ray")
+        shared = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
+        order[item] = SHARED.index(shared[0]) if shared else len(SHARED)
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.name))
+    items.sort(key=order.__getitem__)
 
 
 @pytest.fixture(scope="session")

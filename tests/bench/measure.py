@@ -57,7 +57,7 @@ def faster(bench: str, model: str, unit: str, work: float, times: tuple[float, f
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    head = "| bench | model | unit | ours | other side | ratio | bar | met | note |\n|---|---|---|---|---|---|---|---|---|\n"
+    head = "| bench | model | unit | ours | other side | ratio | bar | met | note |\n" + "|---" * 9 + "|\n"
     lines = [
         f"| {row.bench} | {row.model} | {row.unit} | {row.ours:.4g} | {row.theirs:.4g} | {row.ratio:.3g} "
         f"| {row.bar or '-'} | {row.met} | {row.note} |"

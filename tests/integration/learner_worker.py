@@ -1,4 +1,4 @@
-"""One rank of the learner under test; `test_learner.py` starts one or two of these and reads what rank 0 writes."""
+"""One rank of several trainings; `conftest.py` starts these, and tests read what they write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlhf.learner import Learner, join_process_group
 from rlhf.models.build import build_learner
 from rlhf.models.export import export
 from rlhf.models.heads import PolicyModel
-from tests.fakes import make_prompts, tiny_model
+from tests.fakes import make_prompts
 
 OPTIMIZER = OptimizerConfig(lr=1e-3, schedule="constant", max_grad_norm=0.5)
 
@@ -72,20 +72,16 @@ def poisoned(learner: Learner, processor: Processor, images: list[str]) -> str:
     return "no error"
 
 
-def main() -> None:
-    settings = json.loads(sys.argv[1])
-    torch.set_num_threads(1)
-    join_process_group("gloo")
-    out, images, stage = Path(settings["out"]), settings["images"], settings["stage"]
-    learner, processor = build(settings["model"], stage, settings["lora"])
+def one_run(out: Path, images: list[str], variant: dict[str, Any], model: str) -> dict[str, Any]:
+    learner, processor = build(model, variant["stage"], variant["lora"])
     result: dict[str, Any] = {"steps": []}
     start = logprobs(learner, processor, images)
     for step in range(2):
-        result["steps"].append(one_step(learner, processor, images, step, settings["micro_rows"]))
+        result["steps"].append(one_step(learner, processor, images, step, variant["micro_rows"]))
     trained = logprobs(learner, processor, images)
     result["moved"] = float((trained - start).abs().max())
     result["trained"] = trained.tolist()
-    if settings["lora"]:
+    if variant["lora"]:
         with learner.module.backbone.as_loaded():
             result["as_loaded"] = float((logprobs(learner, processor, images) - start).abs().max())
         result["back"] = float((logprobs(learner, processor, images) - trained).abs().max())
@@ -94,18 +90,24 @@ def main() -> None:
     export(learner, out / "exported")
     result["nan"] = poisoned(learner, processor, images)
     export(learner, out / "after_nan")
-    result["steps"].append(one_step(learner, processor, images, 2, settings["micro_rows"]))
+    result["steps"].append(one_step(learner, processor, images, 2, variant["micro_rows"]))
     learner.load(out / "checkpoint")
-    result["repeated"] = one_step(learner, processor, images, 2, settings["micro_rows"])
+    result["repeated"] = one_step(learner, processor, images, 2, variant["micro_rows"])
     result["own_parameters"] = sum(p.numel() for p in learner.module.parameters())  # ZeRO-3 leaves empty tensors
-    (out / f"result_{os.environ['RANK']}.json").write_text(json.dumps(result))
-    dist.barrier()
+    return result
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    join_process_group("gloo")
+    for name, variant in settings["variants"].items():
+        torch.manual_seed(0)
+        out = Path(settings["out"]) / name
+        result = one_run(out, settings["images"], variant, f"{settings['models']}/{variant['model']}")
+        (out / f"result_{os.environ['RANK']}.json").write_text(json.dumps(result))
+        dist.barrier()
     dist.destroy_process_group()
-
-
-def prepare(folder: Path) -> str:
-    """The model that all runs start from."""
-    return tiny_model(folder).path
 
 
 if __name__ == "__main__":

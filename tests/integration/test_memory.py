@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,10 +13,10 @@ from rlhf.memory import activations, model_states, split
 from rlhf.models.architecture import read_architecture
 from rlhf.models.tiny import TinyConfig
 from tests.fakes import draw_images, tiny_model
+from tests.integration.ranks import run_ranks
 from tests.memory_meter import Subject, storage_bytes
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 CASES = [(stage, dtype) for stage in (0, 1, 2, 3) for dtype in ("bfloat16", "float32")]
 WHOLE_BELOW = 100
 MINI = TinyConfig(
@@ -34,9 +29,6 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     """The model's folder and, for each of two ranks, bytes by case."""
     folder = tmp_path_factory.mktemp("memory")
     tiny_model(folder / "model")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     settings = {
         "out": str(folder),
         "model": str(folder / "model"),
@@ -44,18 +36,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
         "cases": CASES,
         "whole_below": WHOLE_BELOW,
     }
-    command = [sys.executable, "-m", "tests.integration.memory_worker", json.dumps(settings)]
-
-    def start(rank: int) -> subprocess.CompletedProcess[str]:
-        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_SIZE": 2, "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(start, range(2)):
-            assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("tests.integration.memory_worker", settings, 2)
     return folder / "model", [json.loads((folder / f"memory_{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from rlhf.data.processor import Processor
 from rlhf.models.heads import HEAD_FILE, ScalarModel, scores_of
 from rlhf.models.llava import load
 from tests.fakes import draw_images, tiny_model
+from tests.integration.ranks import run_ranks
 from tests.integration.reward_worker import pairs
-from tests.integration.test_learner import start_rank
 
 pytestmark = pytest.mark.slow
 
@@ -52,10 +51,7 @@ def runs(folder: Path, images: list[str]) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for ranks, variants in ((1, ON_ONE), (2, ON_TWO)):
         settings = {"out": str(folder), "model": str(folder / "model"), "images": images, "variants": variants}
-        start = start_rank("tests.integration.reward_worker", settings, ranks)
-        with ThreadPoolExecutor(ranks) as pool:
-            for done in pool.map(start, range(ranks)):
-                assert done.returncode == 0, done.stderr[-3000:]
+        run_ranks("tests.integration.reward_worker", settings, ranks)
         results |= json.loads((folder / f"ranks_{ranks}_0.json").read_text())
     return results
 
