@@ -9,16 +9,18 @@ import ray
 from rlhf.config import home
 
 
-def connect() -> bool:
+def connect(shared_cores: bool) -> bool:
     """Initialise Ray for this driver; True if this process started the cluster (and will end it).
 
     Every worker learns where "./" is, because a submitted job runs in a temporary copy of the project.
+
+    Args:
+        shared_cores: several busy processes may share a core. Then waiting threads must not spin, which costs a
+            process that has its cores for itself a quarter of its speed.
     """
-    environment = {
-        "SAFEVL_HOME": str(home()),
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads must not spin where several roles share a core
-    }
+    environment = {"SAFEVL_HOME": str(home()), "TOKENIZERS_PARALLELISM": "false"}
+    if shared_cores:
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
     address = os.environ.get("RAY_ADDRESS")
     if address and address.startswith("http"):
         address = "auto"  # that is the job server's address; inside a job the cluster is found by itself

@@ -76,7 +76,7 @@ def _run(config: PreferenceConfig, folder: RunFolder) -> None:
     from cluster.placement import check, plan
 
     inputs = read_inputs(config, folder.path)
-    own = connect()
+    own = connect(shared_cores=True)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for names in (("policy", "reference"), ("rollout",)):  # never at the same time

@@ -35,7 +35,7 @@ def answer_prompts(
         rejected.add(error)
         rejected.check(total, config.max_rejected_share)
 
-    own = connect()
+    own = connect(shared_cores=True)
     try:
         check(plan({"workers": config.workers}), [node["Resources"] for node in ray.nodes() if node["Alive"]])
         return {

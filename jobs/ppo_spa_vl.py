@@ -55,7 +55,7 @@ def _run(config: OnlineConfig, folder: RunFolder) -> None:
     from cluster.placement import place
 
     inputs = read_inputs(config, folder.path)
-    own = connect()
+    own = connect(shared_cores=True)
     placement = place(config.roles.present())
     try:
         for attempt in range(config.run.max_restarts + 1):

@@ -101,7 +101,7 @@ def _convert(arguments: tuple[SourceConfig, Path, Path, bool], units: list[Unit]
 
     from cluster.connect import connect
 
-    own = connect()
+    own = connect(shared_cores=True)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     items = ray.data.from_items([asdict(unit) for unit in pending], override_num_blocks=len(pending))

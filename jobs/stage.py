@@ -23,7 +23,7 @@ def run_stage(config: SupervisedConfig, build: Any) -> dict[str, float]:
     from cluster.placement import check, plan
 
     began = time.monotonic()
-    own = connect()
+    own = connect(shared_cores=config.workers.ranks > 1)
     check(plan({"workers": config.workers}), [node["Resources"] for node in ray.nodes() if node["Alive"]])
     results = fit(config, build)
     from rlhf.report import write_report

@@ -61,6 +61,9 @@ class Task(Protocol, Generic[Batch]):
     def batch(self, rows: Sequence[int]) -> Batch:
         """The given rows as one padded batch."""
 
+    def length(self, row: int) -> int:
+        """Tokens of a row's longest sequence."""
+
     def count(self, batch: Batch) -> int:
         """What the loss averages over: response tokens, or pairs."""
 
@@ -158,12 +161,12 @@ def _between_steps(
 
 
 def _one_step(config: SupervisedConfig, task: Task[Batch], learner: Learner, step: int) -> dict[str, float]:
-    rank, world = dist.get_rank(), dist.get_world_size()
-    share = config.batch.per_rank(world)
     rows = rows_at(len(task), config.run.seed, step * config.batch.global_rows, config.batch.global_rows)
-    mine = rows[rank * share : (rank + 1) * share]
+    # Dealt out by length: every rank has as much to do, and little of a micro-batch is padding. The sum is the same.
+    ranked = sorted(rows, key=task.length, reverse=True)
+    mine = ranked[dist.get_rank() :: dist.get_world_size()]
     size = config.batch.micro_rows
-    batches = [task.batch(mine[low : low + size]) for low in range(0, share, size)]
+    batches = [task.batch(mine[low : low + size]) for low in range(0, len(mine), size)]
     denominator = _summed({"count": float(sum(task.count(batch) for batch in batches))})["count"]
     stats = learner.step(batches, lambda engine, batch: task.loss(engine, batch, denominator))
     local = {name: stats.pop(name) for name in ("lr", "grad_norm")}

@@ -41,6 +41,10 @@ class ImitationTask:
         """Rows as one batch."""
         return self.processor.collate([self._rows[index] for index in rows])
 
+    def length(self, row: int) -> int:
+        """Tokens of the conversation."""
+        return len(self._rows[row].ids)
+
     def count(self, batch: TokenBatch) -> int:
         """Answer tokens."""
         return int(batch.response_mask.sum())
@@ -90,6 +94,10 @@ class PreferenceTask:
     def batch(self, rows: Sequence[int]) -> PairBatch:
         """Pairs as two aligned batches."""
         return self._pairs.batch(rows)
+
+    def length(self, row: int) -> int:
+        """Tokens of the longer answer with its prompt."""
+        return self._pairs.length(row)
 
     def count(self, batch: PairBatch) -> int:
         """Pairs."""

@@ -65,6 +65,10 @@ class EncodedPairs:
         chosen, refused = zip(*(self._kept[row][1] for row in rows), strict=True)
         return PairBatch(self._processor.collate(chosen), self._processor.collate(refused))
 
+    def length(self, row: int) -> int:
+        """Tokens of the longer of the two sequences."""
+        return max(len(one.ids) for one in self._kept[row][1])
+
     def pair(self, row: int) -> PreferencePair:
         """What was encoded."""
         return self._kept[row][0]
