@@ -37,3 +37,17 @@ def test_files_in_commands_exist() -> None:
 def test_make_targets_in_the_readme_are_targets() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake (\w+)(?= )", README.split("## Two commands")[1].split("```")[1])) <= targets
+
+
+def test_the_checklist_names_every_row_its_files_and_all_its_tests() -> None:
+    """Rows 1 to 33 of the SPA-VL page; the table and the names of the tests say the same."""
+    table = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \| ([^|]+) \|$", (ROOT / "rlhf" / "README.md").read_text(), re.M)
+    assert [int(row) for row, _, _ in table] == list(range(1, 34))
+    tested: dict[str, set[str]] = {row: set() for row, _, _ in table}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for name in re.findall(r"^def test_((?:row\d\d_)+)", path.read_text(), re.M):
+            for row in re.findall(r"row(\d\d)", name):
+                tested[str(int(row))].add(str(path.relative_to(ROOT / "tests")))
+    for row, files, tests in table:
+        assert all((ROOT / "rlhf" / name).exists() for name in re.findall(r"`([^`]+)`", files)), row
+        assert set(re.findall(r"`([^`]+)`", tests)) == tested[row], row
