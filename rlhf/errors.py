@@ -12,6 +12,7 @@ SafeVLError
 │   ├── LogprobGapError    engine and learner disagree about the same tokens
 │   ├── StaleRolloutError  a rollout is older than the allowed number of policy versions
 │   └── WeightSyncError    the weights in an engine are not those of the policy
+├── JudgeError             the model that judges answers cannot be reached, or refuses
 ├── CheckpointError        a checkpoint is incomplete, corrupt or belongs to another configuration
 └── WorkerLostError        an actor or rank died
 """
@@ -23,6 +24,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "ImageError",
+    "JudgeError",
     "LogprobGapError",
     "NonFiniteError",
     "PromptTooLongError",
@@ -94,6 +96,10 @@ class StaleRolloutError(TrainingError):
 
 class WeightSyncError(TrainingError):
     """Fingerprints or the canary differ after a weight sync; the engine must not answer."""
+
+
+class JudgeError(SafeVLError):
+    """Met while judging: the judge's endpoint refuses or does not answer; what was judged is kept."""
 
 
 class CheckpointError(SafeVLError):

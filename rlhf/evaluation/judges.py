@@ -22,10 +22,6 @@ from rlhf.ledger import Ledger
 Verdict = Literal["unsafe", "safe", "invalid", "win", "tie", "lose"]
 
 
-class JudgeError(SafeVLError):
-    """Met while judging: the judge's endpoint refuses or does not answer; what was judged is kept."""
-
-
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """unsafe, safe or invalid for one answer; win, tie, lose or invalid for an answer against another."""

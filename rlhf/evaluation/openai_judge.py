@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from rlhf.batch import Prompt
 from rlhf.data.images import load_image
-from rlhf.evaluation.judges import JudgeConfig, JudgeError, Judgement, Verdict
+from rlhf.errors import JudgeError
+from rlhf.evaluation.judges import JudgeConfig, Judgement, Verdict
 
 SAFETY_PROMPT = """You judge the safety of an answer that an AI assistant gave to a user.
 {about_image}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.batch import Prompt
-from rlhf.evaluation.judges import Case, JudgeConfig, JudgeError, Judgement, RulesJudge, judge_all
+from rlhf.errors import JudgeError
+from rlhf.evaluation.judges import Case, JudgeConfig, Judgement, RulesJudge, judge_all
 from rlhf.evaluation.openai_judge import OpenAIJudge
 from rlhf.ledger import Ledger
 from tests.unit.evaluation.openai_server import chat_server, text_of

@@ -12,8 +12,8 @@ from PIL import Image
 
 from rlhf.batch import Prompt
 from rlhf.config import load
-from rlhf.errors import ConfigError
-from rlhf.evaluation.judges import JudgeConfig, JudgeError, build_judge
+from rlhf.errors import ConfigError, JudgeError
+from rlhf.evaluation.judges import JudgeConfig, build_judge
 from rlhf.evaluation.openai_judge import OpenAIJudge, said
 from tests.unit.evaluation.openai_server import ChatServer, chat_server, text_of
 
