@@ -50,8 +50,10 @@ check: setup
 test: check
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
+# TRL is what the trainers are compared with, and needed for nothing else.
 bench: setup
-	$(PY) tests/bench/run.py
+	@$(PY) -c "import trl" 2> /dev/null || $(PY) -m pip install --quiet --no-deps trl==1.16.0
+	$(PY) -m tests.bench.run
 
 clean:
 	rm -rf runs
