@@ -19,6 +19,7 @@ SHARED = ("ray_head", "learners")
 """Fixtures that only one process may set up."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share an expensive fixture stay in one process, those of Ray first; the others go file by file."""
     order = {}
