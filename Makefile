@@ -46,9 +46,12 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-# Two processes: one runs what needs the Ray head, the other the rest (tests/conftest.py).
+# What needs the Ray head runs beside the rest, whose output comes at the end.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest tests
 test: check
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@rest=$$(mktemp); $(PYTEST) -m "not ray" > $$rest 2>&1 & other=$$!; \
+	failed=0; $(PYTEST) -m ray || failed=1; \
+	wait $$other || failed=1; cat $$rest; rm $$rest; exit $$failed
 
 # TRL is what the trainers are compared with, and needed for nothing else.
 bench: setup

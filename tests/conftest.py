@@ -15,19 +15,12 @@ from tests.fakes import draw_images, tiny_model
 ROOT = Path(__file__).parents[1]
 
 
-SHARED = ("ray_head", "learners")
-"""Fixtures that only one process may set up."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share an expensive fixture stay in one process, those of Ray first; the others go file by file."""
-    order = {}
+    """Mark what needs the Ray head: `make test` runs it beside the rest."""
     for item in items:
-        shared = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
-        order[item] = SHARED.index(shared[0]) if shared else len(SHARED)
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.name))
-    items.sort(key=order.__getitem__)
+        if "ray_head" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session")
