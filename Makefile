@@ -47,9 +47,9 @@ check: setup
 	.venv/bin/mypy
 
 # What needs the Ray head runs beside the rest, whose output comes at the end.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest tests
+PYTEST := $(PY) -m pytest tests
 test: check
-	@rest=$$(mktemp); $(PYTEST) -m "not ray" > $$rest 2>&1 & other=$$!; \
+	@rest=$$(mktemp); OMP_NUM_THREADS=1 $(PYTEST) -m "not ray" > $$rest 2>&1 & other=$$!; \
 	failed=0; $(PYTEST) -m ray || failed=1; \
 	wait $$other || failed=1; cat $$rest; rm $$rest; exit $$failed
 
