@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from rlhf.data.synthetic import WorldSizes, write_world
 from tests.fakes import tiny_model
+from tests.integration.here import refused
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -163,10 +164,15 @@ def test_row23_lora_trains_adapters_on_columns_that_another_run_stored(
     assert {key.split(".")[-2] for key in moved} >= set(layers)
 
 
-def test_impossible_numbers_are_refused_before_anything_starts(folder: Path, ray_head: dict[str, str]) -> None:
+def test_impossible_resources_are_refused_before_anything_starts(folder: Path, ray_head: dict[str, str]) -> None:
     done = run(folder, ray_head, "impossible", "roles.reference.gpus=4")
     assert done.returncode == 1
     assert "4 GPUs are asked for, the cluster has 0" in done.stderr
-    uneven = run(folder, ray_head, "uneven", "batch_pairs=6")
-    assert uneven.returncode == 2
-    assert "choose a multiple of 4" in uneven.stderr
+
+
+def test_a_batch_that_does_not_divide_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = refused(command(folder, "uneven", "batch_pairs=6"), monkeypatch, capsys)
+    assert code == 2
+    assert "choose a multiple of 4" in error

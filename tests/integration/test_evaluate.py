@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import draw_images, tiny_model
+from tests.integration.here import refused
 from tests.unit.evaluation.openai_server import chat_server, text_of
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluate(folder: Path, environment: dict[str, str], *overrides: str) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, *overrides: str) -> list[str]:
     shared = {"dtype": "float32", "max_length": 256, "template": "llava_hf"}
     tree: dict[str, Any] = {
         "run": {"name": "evaluation", "root": f"{folder}/runs"},
@@ -64,10 +65,13 @@ def evaluate(folder: Path, environment: dict[str, str], *overrides: str) -> subp
         "label": "a random model",
     }
     (folder / "evaluate.yaml").write_text(json.dumps(tree))  # JSON is YAML
+    return [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--config", str(folder / "evaluate.yaml"), *overrides]
+
+
+def evaluate(folder: Path, environment: dict[str, str], *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "--config", str(folder / "evaluate.yaml"), *overrides],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        command(folder, *overrides), env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def opinion(request: dict[str, Any]) -> tuple[int, str]:
@@ -120,13 +124,13 @@ def test_row28_four_benchmarks_with_stated_judge_decoding_and_image_policy(
 
 
 def test_a_missing_benchmark_or_baseline_is_refused_before_anything_starts(
-    folder: Path, ray_head: dict[str, str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    missing = evaluate(folder, ray_head, "run.name=missing", "helpeval.baseline.path=./runs/nowhere/model")
-    assert missing.returncode == 2
-    assert "run the stage that writes it first" in missing.stderr
-    none = evaluate(
-        folder, ray_head, "run.name=none", "harmeval=null", "helpeval=null", "mm_safetybench=null", "advbench=null"
-    )
-    assert none.returncode == 2
-    assert "no benchmark is given" in none.stderr
+    missing = command(folder, "run.name=missing", "helpeval.baseline.path=./runs/nowhere/model")
+    code, error = refused(missing, monkeypatch, capsys)
+    assert code == 2
+    assert "run the stage that writes it first" in error
+    none = ("harmeval=null", "helpeval=null", "mm_safetybench=null", "advbench=null")
+    code, error = refused(command(folder, "run.name=none", *none), monkeypatch, capsys)
+    assert code == 2
+    assert "no benchmark is given" in error

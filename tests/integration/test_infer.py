@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.fakes import draw_images, tiny_model
+from tests.integration.here import refused
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -178,13 +179,18 @@ def test_bad_rows_are_named_stop_the_run_or_are_left_out_by_config(
     assert kept == {number: expected[number] for number in kept}
 
 
-def test_what_cannot_work_is_refused_before_any_engine_starts(folder: Path, ray_head: dict[str, str]) -> None:
+def test_impossible_resources_are_refused_before_any_engine_starts(folder: Path, ray_head: dict[str, str]) -> None:
     gpus = run(folder, ray_head, "gpus", "workers.gpus=1", "workers.ranks=8")
     assert gpus.returncode == 1
     assert "8 GPUs are asked for, the cluster has 0" in gpus.stderr
-    model = run(folder, ray_head, "model", "model.path=./runs/nowhere/model")
-    assert model.returncode == 2
-    assert "run the stage that writes it first" in model.stderr
+
+
+def test_a_missing_model_is_refused_with_the_remedy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = refused(command(folder, "model", "model.path=./runs/nowhere/model"), monkeypatch, capsys)
+    assert code == 2
+    assert "run the stage that writes it first" in error
 
 
 def test_row27_vllm_gives_the_answers_of_the_reference_engine(

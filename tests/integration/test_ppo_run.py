@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from rlhf.data.synthetic import WorldSizes, write_world
 from tests.fakes import tiny_model, tiny_reward_model
+from tests.integration.here import refused
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -183,7 +184,9 @@ def test_impossible_resources_are_refused_before_anything_starts(folder: Path, r
     assert "starting policy" not in done.stdout
 
 
-def test_bad_rows_are_named_and_stop_the_run_before_anything_starts(folder: Path, ray_head: dict[str, str]) -> None:
+def test_bad_rows_are_named_and_stop_the_run_before_anything_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = folder / "broken"
     broken.mkdir()
     rows = json.loads((folder / "world" / "pairs_train" / "easy.json").read_text())
@@ -192,12 +195,13 @@ def test_bad_rows_are_named_and_stop_the_run_before_anything_starts(folder: Path
     (broken / "easy.json").write_text(json.dumps(rows))
     (broken / "config.json").write_text(json.dumps({"easy": "easy.json"}))
     data = (f"data.train={broken}/config.json", "data.keywords=[easy]")
-    done = run(folder, ray_head, "bad_rows", *data)
-    assert done.returncode == 1
-    assert "4 of" in done.stderr
+    code, error = refused(command(folder, "bad_rows", *data), monkeypatch, capsys)
+    assert code == 1
+    assert "4 of" in error
     rejected = (folder / "runs" / "bad_rows" / "rejected.jsonl").read_text().splitlines()
     assert len(rejected) == 4
     assert all({"source", "row", "reason"} <= set(json.loads(line)) for line in rejected)
-    unknown = run(folder, ray_head, "unknown_keyword", f"data.train={broken}/config.json", "data.keywords=[esay]")
-    assert unknown.returncode == 2
-    assert "esay" in unknown.stderr
+    unknown = command(folder, "unknown_keyword", f"data.train={broken}/config.json", "data.keywords=[esay]")
+    code, error = refused(unknown, monkeypatch, capsys)
+    assert code == 2
+    assert "esay" in error
