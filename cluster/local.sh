@@ -6,7 +6,6 @@ state=${SAFEVL_RAY_STATE:-$project/runs/.ray}
 ray="$project/.venv/bin/ray"
 port=${SAFEVL_RAY_PORT:-6399}
 dashboard=${SAFEVL_DASHBOARD_PORT:-8299}
-cpus=$(env -u OMP_NUM_THREADS nproc)  # which that variable would limit
 export RAY_AUTH_MODE=token
 export PATH="$project/.venv/bin:$PATH"  # a submitted job calls plain `python`
 export RAY_worker_niceness=0  # this machine is the cluster: its workers are not background work
@@ -26,8 +25,9 @@ start() {
     # Unix sockets have short names only, so the session lives in /tmp and the project keeps a link.
     session=$(mktemp -d /tmp/safevl-ray-XXXXXX)
     echo "$session" > "$state/session_folder"
+    # nproc would take OMP_NUM_THREADS for the number of processors
     if ! SAFEVL_HOME="$project" "$ray" start --head --port="$port" --dashboard-host=127.0.0.1 \
-        --dashboard-port="$dashboard" --num-cpus="${SAFEVL_CPUS:-$cpus}" --temp-dir="$session" \
+        --dashboard-port="$dashboard" --num-cpus="${SAFEVL_CPUS:-$(env -u OMP_NUM_THREADS nproc)}" --temp-dir="$session" \
         --disable-usage-stats > "$state/start.log" 2>&1; then
         cat "$state/start.log" >&2
         echo "the Ray head did not start; is port $port or $dashboard in use? Set SAFEVL_RAY_PORT, SAFEVL_DASHBOARD_PORT" >&2

@@ -176,12 +176,13 @@ class Learner:
 
     def _step(self) -> float:
         """Step the optimizer; the norm of the gradients before clipping."""
-        whole = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        if not isinstance(self.engine.optimizer, torch.optim.Optimizer):
+            self.engine.step()
+            return float(self.engine.get_global_grad_norm())
         # a bare torch optimizer (float32 without ZeRO): DeepSpeed clips but does not say what the norm was
-        bare = isinstance(self.engine.optimizer, torch.optim.Optimizer)
-        norm = torch.nn.utils.get_total_norm(whole) if bare else None
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+        return float(norm)
 
     def _refuse_non_finite(self, loss: Tensor) -> None:
         finite = torch.isfinite(loss.detach()).to(torch.int32).reshape(1)

@@ -18,11 +18,12 @@ from rlhf.models.heads import PolicyModel
 from rlhf.models.keys import to_hub
 from rlhf.models.llava import load
 from rlhf.rollout import build_engine
-from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling
+from rlhf.rollout.base import RolloutConfig, Sampling
 from rlhf.rollout.hf_engine import HfEngine
 from rlhf.rollout.vllm_engine import VllmEngine, cpu_environment
-from rlhf.rollout.weights import WeightBucket, fingerprint, pack
+from rlhf.rollout.weights import WeightBucket, pack
 from tests.fakes import make_prompts
+from tests.integration.syncing import sync
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +64,7 @@ def prompts(pictures: list[str]) -> list[Prompt]:
 @pytest.fixture
 def synced(vllm: VllmEngine, hf: HfEngine) -> VllmEngine:
     """The vLLM engine with the weights of the model's folder, whatever earlier tests loaded."""
-    _sync(vllm, _buckets(_state(hf)), 0)
+    sync(vllm, _buckets(_state(hf)), 0)
     return vllm
 
 
@@ -80,14 +81,6 @@ def _state(hf: HfEngine, noise: float = 0.0, seed: int = 0, prefixes: Sequence[s
 def _buckets(state: dict[str, Tensor], size: int = 7) -> list[WeightBucket]:
     names = list(state)
     return [pack((n, state[n]) for n in names[start : start + size]) for start in range(0, len(names), size)]
-
-
-def _sync(engine: RolloutEngine, buckets: list[WeightBucket], version: int) -> None:
-    engine.begin_update(version)
-    for bucket in buckets:
-        engine.load_bucket(bucket)
-    assert engine.finish_update() == fingerprint(bucket.digest for bucket in buckets)
-    assert engine.version == version
 
 
 def _tokens(answers: list[Completion]) -> list[tuple[int, ...]]:
@@ -120,11 +113,11 @@ def test_row32_a_sync_brings_the_new_weights_and_drops_every_cache(
     before = synced.generate(prompts, GREEDY)
     assert min(_cached(synced, prompts)) >= 64, "the caches that could be stale must be in use"
     buckets = _buckets(_state(hf, 0.3, 11, prefixes))
-    _sync(hf, buckets, 1)
+    sync(hf, buckets, 1)
     expected = hf.generate(prompts, GREEDY)
     assert _tokens(before) != _tokens(expected)
     _assert_equal_answers(before, synced.generate(prompts, GREEDY))
-    _sync(synced, buckets, 1)
+    sync(synced, buckets, 1)
     after = synced.generate(prompts, GREEDY)
     _assert_equal_answers(after, expected)
     assert {answer.policy_version for answer in after} == {1}
@@ -195,7 +188,7 @@ def test_row13_truncated_answers_are_flagged_and_eos_is_kept(
     # a model that often ends: its row for EOS copies the row of the greedy third token
     head = hf._model.lm_head.weight.clone()
     head[processor.eos_id] = 1.5 * head[plain[0].token_ids[2]]
-    _sync(synced, [pack([("language_model.lm_head.weight", head)])], 2)
+    sync(synced, [pack([("language_model.lm_head.weight", head)])], 2)
     answers = synced.generate(prompts, Sampling(max_new_tokens=40, temperature=0))
     ended = [answer for answer in answers if answer.finish_reason == "stop"]
     assert ended
@@ -213,7 +206,7 @@ def test_an_open_update_refuses_to_answer(synced: VllmEngine, hf: HfEngine, prom
         synced.generate(prompts, GREEDY)
     with pytest.raises(WeightSyncError, match="version 4 is unfinished"):
         synced.score(prompts[:1], [[5]])
-    _sync(synced, _buckets(_state(hf)), 5)
+    sync(synced, _buckets(_state(hf)), 5)
     _assert_equal_answers(synced.generate(prompts, GREEDY), hf.generate(prompts, GREEDY))
     with pytest.raises(WeightSyncError, match="call begin_update first"):
         synced.load_bucket(_buckets(_state(hf))[0])
@@ -251,8 +244,8 @@ def test_a_bad_bucket_is_refused_until_a_good_update(
         synced.finish_update()
     with pytest.raises(WeightSyncError, match="unfinished"):
         synced.generate(prompts, GREEDY)
-    _sync(synced, good, 9)
-    _sync(hf, good, 9)
+    sync(synced, good, 9)
+    sync(hf, good, 9)
     _assert_equal_answers(synced.generate(prompts, GREEDY), hf.generate(prompts, GREEDY))
 
 
@@ -264,8 +257,8 @@ def test_an_update_can_begin_again_half_way(
     synced.begin_update(2)
     for bucket in dropped[:arrived]:
         synced.load_bucket(bucket)
-    _sync(synced, good, 3)
-    _sync(hf, good, 3)
+    sync(synced, good, 3)
+    sync(hf, good, 3)
     _assert_equal_answers(synced.generate(prompts, GREEDY), hf.generate(prompts, GREEDY))
 
 
@@ -277,7 +270,7 @@ def test_a_fused_weight_that_arrived_in_part_is_refused(
     synced.load_bucket(pack([(name, _state(hf)[name])]))
     with pytest.raises(WeightSyncError, match=r"layers\.0\.self_attn\.qkv_proj"):
         synced.finish_update()
-    _sync(synced, _buckets(_state(hf)), 3)
+    sync(synced, _buckets(_state(hf)), 3)
     _assert_equal_answers(synced.generate(prompts, GREEDY), hf.generate(prompts, GREEDY))
 
 

@@ -18,8 +18,9 @@ from rlhf.models.lora import wire_name
 from rlhf.rollout import build_engine
 from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling
 from rlhf.rollout.vllm_engine import cpu_environment
-from rlhf.rollout.weights import fingerprint, pack
+from rlhf.rollout.weights import pack
 from tests.fakes import draw_images, make_prompts, tiny_model
+from tests.integration.syncing import moved_policy, sent, sync
 
 pytestmark = pytest.mark.slow
 
@@ -52,26 +53,6 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
     return [*asked, replace(asked[0], id="text", image=None)]
 
 
-def policy(model: ModelConfig, lora: LoraConfig | None, seed: int) -> PolicyModel:
-    """A policy of which everything that learns is far from its start."""
-    policy = PolicyModel(load(model, TrainableConfig(lora=lora))).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return policy
-
-
-def sync(engine: RolloutEngine, model: PolicyModel, version: int) -> None:
-    named = [(wire_name(n), p) for n, p in model.backbone.vlm.named_parameters() if p.requires_grad]
-    buckets = [pack(named[low : low + 5]) for low in range(0, len(named), 5)]
-    engine.begin_update(version)
-    for bucket in buckets:
-        engine.load_bucket(bucket)
-    assert engine.finish_update() == fingerprint(bucket.digest for bucket in buckets)
-
-
 @torch.no_grad()
 def assert_same(engine: RolloutEngine, model: PolicyModel, prompts: list[Prompt]) -> list[tuple[int, ...]]:
     """Answers, and both kinds of log-probabilities of the engine, are the learner's."""
@@ -93,8 +74,8 @@ def test_row29_vllm_answers_as_the_policy_before_and_after_every_sync(
     model, engine, lora = served
     answers = [assert_same(engine, PolicyModel(load(model, None)).eval(), prompts)]
     for version in (1, 2):
-        moved = policy(model, lora, seed=version)
-        sync(engine, moved, version)
+        moved = moved_policy(model, TrainableConfig(lora=lora), seed=version)
+        sync(engine, sent(moved), version)
         answers.append(assert_same(engine, moved, prompts))
     assert answers[0] != answers[1] != answers[2]
 
@@ -103,11 +84,11 @@ def test_an_update_that_was_dropped_leaves_nothing_behind(
     served: tuple[ModelConfig, RolloutEngine, LoraConfig | None], prompts: list[Prompt]
 ) -> None:
     model, engine, lora = served
-    dropped, kept = policy(model, lora, seed=3), policy(model, lora, seed=4)
+    dropped, kept = (moved_policy(model, TrainableConfig(lora=lora), seed=seed) for seed in (3, 4))
     named = [(wire_name(n), p) for n, p in dropped.backbone.vlm.named_parameters() if p.requires_grad]
     engine.begin_update(3)
     engine.load_bucket(pack(named[: len(named) // 2]))
     with pytest.raises(WeightSyncError):
         engine.load_bucket(pack([("language_model.model.layers.9.mlp.up_proj.weight", torch.zeros(2, 2))]))
-    sync(engine, kept, 4)
+    sync(engine, sent(kept), 4)
     assert_same(engine, kept, prompts)

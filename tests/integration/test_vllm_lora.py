@@ -14,12 +14,12 @@ from rlhf.data.processor import Processor
 from rlhf.errors import ConfigError
 from rlhf.models.heads import PolicyModel
 from rlhf.models.llava import load
-from rlhf.models.lora import is_adapter, wire_name
+from rlhf.models.lora import is_adapter
 from rlhf.rollout import build_engine
 from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling
 from rlhf.rollout.vllm_engine import VllmEngine, cpu_environment
-from rlhf.rollout.weights import WeightBucket, pack
 from tests.fakes import make_prompts
+from tests.integration.syncing import moved_policy, sent, sync
 
 pytestmark = pytest.mark.slow
 
@@ -44,25 +44,7 @@ def prompts(pictures: list[str]) -> list[Prompt]:
 
 def policy(tiny: ModelConfig, seed: int, projector: bool = True) -> PolicyModel:
     """A policy whose adapters (and projector) are far from their start."""
-    model = PolicyModel(load(tiny, TrainableConfig(lora=LORA, projector=projector))).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-def sent(model: PolicyModel) -> list[WeightBucket]:
-    named = [(wire_name(name), p) for name, p in model.backbone.vlm.named_parameters() if p.requires_grad]
-    return [pack(named[low : low + 5]) for low in range(0, len(named), 5)]
-
-
-def give(engine: RolloutEngine, model: PolicyModel, version: int) -> None:
-    engine.begin_update(version)
-    for bucket in sent(model):
-        engine.load_bucket(bucket)
-    engine.finish_update()
+    return moved_policy(tiny, TrainableConfig(lora=LORA, projector=projector), seed)
 
 
 @torch.no_grad()
@@ -78,8 +60,8 @@ def test_the_engine_answers_as_the_adapted_policy(
     for version in (1, 2):  # the second swap must not leave anything of the first, nor its cached prefixes
         model = policy(tiny, seed=10 * version + projector, projector=projector)
         if not projector:  # an earlier case moved the engine's; this policy will not send one
-            give(vllm, PolicyModel(load(tiny, TrainableConfig(lora=LORA))), 91)
-        give(vllm, model, version)
+            sync(vllm, sent(PolicyModel(load(tiny, TrainableConfig(lora=LORA)))), 91)
+        sync(vllm, sent(model), version)
         completions = vllm.generate(prompts, GREEDY)
         engine = torch.tensor([p for one in completions for p in one.logprobs])
         learner = learner_logprobs(model, prompts, [one.token_ids for one in completions])
@@ -95,7 +77,7 @@ def test_both_engines_agree(vllm: RolloutEngine, tiny: ModelConfig, prompts: lis
     slow = build_engine(tiny, config, Processor.load(tiny), lora=LORA)
     before = [one.token_ids for one in slow.generate(prompts, GREEDY)]
     for engine in (vllm, slow):
-        give(engine, model, 7)
+        sync(engine, sent(model), 7)
     after = [one.token_ids for one in slow.generate(prompts, GREEDY)]
     assert after == [one.token_ids for one in vllm.generate(prompts, GREEDY)]
     assert after != before
