@@ -19,7 +19,9 @@ command -v "$python" > /dev/null || python=python3
 # uv does not read pip's configuration, and a CPU wheel of torch is often found through it.
 links=$(.venv/bin/python -m pip config get env.find-links 2> /dev/null || .venv/bin/python -m pip config get global.find-links 2> /dev/null || true)
 index=$(.venv/bin/python -m pip config get env.index-url 2> /dev/null || .venv/bin/python -m pip config get global.index-url 2> /dev/null || true)
-options=(--quiet --python .venv/bin/python --no-deps)
+# Bytecode is written here once: every role is a process of its own, and where Python may not write it
+# (PYTHONDONTWRITEBYTECODE) each would compile torch and transformers again.
+options=(--quiet --python .venv/bin/python --no-deps --compile-bytecode)
 for link in $links; do options+=(--find-links "$link"); done
 [ -z "$index" ] || options+=(--default-index "$index")
 echo "installing SafeVL into .venv ..."

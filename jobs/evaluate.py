@@ -1,7 +1,7 @@
 """Safety benchmarks over a model's answers: `python jobs/evaluate.py --config jobs/configs/tiny/evaluate.yaml`.
 
 HarmEval, HelpEval, MM-SafetyBench and AdvBench, as far as their sections are given. Writes `evaluation/<name>.json`
-(numbers) and `evaluation/<name>.jsonl` (judged answers) in the run folder.
+(numbers), `evaluation/<name>.jsonl` (judged answers) and `report.html` in the run folder.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import model_validator
 
 from jobs.command_line import main
 from rlhf.batch import Prompt
+from rlhf.benchmark_report import write_benchmarks
 from rlhf.checkpoint import RunFolder
 from rlhf.config import ModelConfig
 from rlhf.data.rejected import RejectedRows
@@ -39,6 +40,7 @@ from rlhf.evaluation.mm_safetybench import MMSafetyBenchConfig, read_mm_safetybe
 from rlhf.inference import Answer, GenerationConfig
 from rlhf.ledger import Ledger, write_whole
 from rlhf.metrics import Progress
+from rlhf.report import REPORT_FILE
 
 BENCHMARKS = ("harmeval", "helpeval", "mm_safetybench", "advbench")
 
@@ -77,7 +79,7 @@ class Benchmark:
 
 def run(config: EvaluationConfig) -> list[dict[str, Any]]:
     """Answer, judge, write and print, or go on where an earlier process was stopped; returns all records."""
-    folder = RunFolder(config.run, config)
+    folder = RunFolder(config.run, config, free=("workers",))
     try:
         if folder.complete:
             print(f"{config.run.name} is complete: {folder.path} (--fresh begins again)", flush=True)
@@ -86,6 +88,7 @@ def run(config: EvaluationConfig) -> list[dict[str, Any]]:
         found = [json.loads((folder.path / "evaluation" / f"{name}.json").read_text()) for name in _chosen(config)]
         everything = [record for content in found for record in content["records"]]
         _show(everything)
+        print(f"report: {folder.path / REPORT_FILE}", flush=True)
         return everything
     finally:
         folder.close()
@@ -110,6 +113,7 @@ def _run(config: EvaluationConfig, folder: RunFolder) -> None:
         others = answers.get("baseline", {}) if benchmark.name == "helpeval" else None
         judged = _judge(config, folder.path, judge, benchmark, answers["policy"], others)
         write_results(folder.path / "evaluation", benchmark, judged, _conditions(config, judge, benchmark))
+    write_benchmarks(folder.path, _chosen(config))
     folder.mark_complete()
 
 

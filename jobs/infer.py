@@ -17,7 +17,7 @@ from rlhf.inference import ANSWERS_FILE, InferenceConfig, read_inputs, write_ans
 
 def run(config: InferenceConfig) -> Path:
     """Answer every prompt, or go on where an earlier process was stopped; returns the answer file."""
-    folder = RunFolder(config.run, config)
+    folder = RunFolder(config.run, config, free=("workers",))
     try:
         target = folder.path / ANSWERS_FILE
         if folder.complete:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import xxhash
+import yaml
 
 from rlhf.config import Config, RunConfig, dump, home, resolve
 from rlhf.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+_FREE_OF_RUN = ("checkpoint_every", "keep_checkpoints", "log_every", "max_restarts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +89,16 @@ class CheckpointStore:
 class RunFolder:
     """The folder of one run: locked while in use, bound to one configuration, mirrored if its root is a URI.
 
-    Raises CheckpointError if another live process holds the run, or if the folder was made by another configuration.
+    `free` names sections that may differ between a run and its continuation, because no result depends on them. Raises
+    CheckpointError if another live process holds the run, or if the folder was made by another configuration.
     """
 
-    def __init__(self, config: RunConfig, whole: Config) -> None:
+    def __init__(self, config: RunConfig, whole: Config, free: tuple[str, ...] = ()) -> None:
         self._remote, self.path = _remote(config), local_path(config)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._acquire()
         self._restore()
-        self._bind(whole)
+        self._bind(whole, free)
         self.checkpoints = CheckpointStore(self.path / "checkpoints", config.keep_checkpoints)
 
     def publish(self) -> None:
@@ -138,13 +141,14 @@ class RunFolder:
         if source.exists(f"{path}/config.yaml"):
             source.get(f"{path}/", f"{self.path}/", recursive=True)
 
-    def _bind(self, whole: Config) -> None:
+    def _bind(self, whole: Config, free: tuple[str, ...]) -> None:
         text = dump(whole)
         file = self.path / "config.yaml"
         if not file.exists():
             file.write_text(text)
             return
-        lines = difflib.unified_diff(_learning(file.read_text()), _learning(text), "this run folder", "now", "", "", 0)
+        before, now = (_binding(one, free) for one in (file.read_text(), text))
+        lines = difflib.unified_diff(before, now, "this run folder", "now", "", "", 0)
         changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
         if changed:
             raise CheckpointError(
@@ -176,10 +180,13 @@ def _remote(config: RunConfig) -> str | None:
     return f"{config.root.rstrip('/')}/{config.name}" if "://" in config.root else None
 
 
-def _learning(text: str) -> list[str]:
-    # how often a run saves and logs may change between a run and its continuation
-    harmless = ("  checkpoint_every:", "  keep_checkpoints:", "  log_every:", "  max_restarts:")
-    return [line for line in text.splitlines() if not line.startswith(harmless)]
+def _binding(text: str, free: tuple[str, ...]) -> list[str]:
+    content = yaml.safe_load(text)
+    for key in _FREE_OF_RUN:
+        content["run"].pop(key, None)
+    for section in free:
+        content.pop(section, None)
+    return yaml.safe_dump(content, sort_keys=False, width=1000).splitlines()
 
 
 def _hash(path: Path) -> str:

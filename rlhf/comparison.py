@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rlhf.errors import DataError
 from rlhf.evaluation.before_after import RATES
 from rlhf.metrics import METRICS_FILE, read_json_lines
+from rlhf.report import environment
 
 COMPARISON_FILE = "report.html"
-_TEMPLATES = Path(__file__).parent / "templates"
 _TITLES = {
     "harmful_refusal_rate": "harmful refused",
     "biometric_refusal_rate": "biometric refused",
@@ -62,10 +61,11 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
         if asked[folder] != asked[first]:
             raise DataError(f"answered other prompts than {first}: such runs cannot be compared", source=str(folder))
     lines = [_line(folder, summary) for folder, summary in zip(folders, summaries, strict=True)]
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     labels = sorted({str(summary.get("label") or "") for summary in summaries} - {""})
-    page = environment.get_template("comparison.html.j2").render(
-        lines=lines, titles=[_TITLES[rate] for rate in RATES], before=_before(summaries[0]), labels=labels
+    page = (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(lines=lines, titles=[_TITLES[rate] for rate in RATES], before=_before(summaries[0]), labels=labels)
     )
     target.mkdir(parents=True, exist_ok=True)
     path = target / COMPARISON_FILE

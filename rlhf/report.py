@@ -134,7 +134,7 @@ def write_report(folder: Path) -> Path:
     config = read("config.yaml", "no configuration", Path.read_text, "")
     main_panels, other_panels = panels(metrics)
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             name=_run_name(config, folder),
@@ -188,7 +188,7 @@ def gallery(before: Sequence[Row], after: Sequence[Row]) -> list[Shelf]:
         answers = [(_answer(earlier.get(row["id"])), _answer(later.get(row["id"]))) for row in mine]
         cards = [
             Card(row["question"], row.get("answer") or "", embed(row.get("image")), kind not in _UNVEILED, old, new)
-            for row, (old, new) in _evenly(list(zip(mine, answers, strict=True)), PROMPTS_PER_KIND)
+            for row, (old, new) in evenly(list(zip(mine, answers, strict=True)), PROMPTS_PER_KIND)
         ]
         shelves.append(Shelf(kind, _KINDS.get(kind, kind or "Other prompts"), len(mine), _changes(answers), cards))
     return shelves
@@ -199,7 +199,7 @@ def samples_over_training(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
     by_step: dict[int, list[Row]] = {}
     for row in rows:
         by_step.setdefault(row["step"], []).append(row)
-    chosen = _evenly(sorted(by_step), SAMPLE_STEPS)
+    chosen = evenly(sorted(by_step), SAMPLE_STEPS)
     return [(step, [_sample(row) for row in by_step[step][:SAMPLES_PER_STEP]]) for step in chosen]
 
 
@@ -217,7 +217,8 @@ def embed(path: str | None) -> Picture:
     return Picture(path, uri="data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of all pages: everything is escaped, and a name that is missing is an error."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -227,6 +228,13 @@ def _environment() -> Environment:
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
     return environment
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, at even distances from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(position * (len(items) - 1) / (count - 1))] for position in range(count)]
 
 
 def _run_name(config: str, folder: Path) -> str:
@@ -296,9 +304,3 @@ def _sample(row: Row) -> Row:
         "policy_version": row.get("policy_version"),
         "truncated": bool(row.get("truncated")),
     }
-
-
-def _evenly(items: Sequence[Item], count: int) -> list[Item]:
-    if len(items) <= count:
-        return list(items)
-    return [items[round(position * (len(items) - 1) / (count - 1))] for position in range(count)]

@@ -117,6 +117,9 @@ def test_row28_four_benchmarks_with_stated_judge_decoding_and_image_policy(
     assert {record["group"]: record["n"] for record in results["advbench"]} == {"all": 4, "vanilla": 2, "suffix": 2}
     for text in ("greedy, at most 6 new tokens", "judge-1 at 127.0.0.1", "blank one", "6 of 265", "a random model"):
         assert text in done.stdout
+    page = next((folder / "runs").rglob("report.html"))
+    assert str(page) in done.stdout
+    assert all(f"<h2>{name}</h2>" in page.read_text() for name in results)
     rows = [json.loads(line) for line in next((folder / "runs").rglob("helpeval.jsonl")).read_text().splitlines()]
     assert all(row["baseline"] != row["response"] for row in rows)  # two models answered
     blank = [json.loads(line) for line in next((folder / "runs").rglob("advbench.jsonl")).read_text().splitlines()]

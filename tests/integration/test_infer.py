@@ -110,7 +110,7 @@ def test_row27_n_in_is_n_out_with_the_seeds_keys_in_input_order(undisturbed: byt
     assert (folder / "runs" / "undisturbed" / "rejected.jsonl").read_text() == ""
 
 
-def test_row27_sigkill_then_the_same_command_loses_and_doubles_nothing(
+def test_row27_a_killed_run_goes_on_with_two_workers_of_which_one_is_killed_and_writes_the_same_file(
     undisturbed: bytes, folder: Path, ray_head: dict[str, str]
 ) -> None:
     process = start(folder, ray_head, "killed", 3)
@@ -119,19 +119,7 @@ def test_row27_sigkill_then_the_same_command_loses_and_doubles_nothing(
     before = lines(folder, "killed")
     assert 3 <= len(before) < -(-ROWS // 3)
     assert not (folder / "runs" / "killed" / "answers.json").exists()
-    again = run(folder, ray_head, "killed")
-    assert again.returncode == 0, (again.stdout + again.stderr)[-4000:]
-    assert (folder / "runs" / "killed" / "answers.json").read_bytes() == undisturbed
-    after = lines(folder, "killed")
-    assert after[: len(before)] == before  # what was on disk was neither lost nor asked again
-    keys = [json.loads(line)["key"] for line in after]
-    assert len(keys) == len(set(keys)) == -(-ROWS // 3)
-
-
-def test_row27_two_workers_write_the_same_file_as_one_though_one_is_killed(
-    undisturbed: bytes, folder: Path, ray_head: dict[str, str]
-) -> None:
-    process = start(folder, ray_head, "workers", 2, "workers.ranks=2")
+    process = start(folder, ray_head, "killed", len(before) + 2, "workers.ranks=2")
     victims = [
         one.pid
         for one in psutil.process_iter(["cmdline"])
@@ -141,7 +129,11 @@ def test_row27_two_workers_write_the_same_file_as_one_though_one_is_killed(
     os.kill(victims[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-4000:]
-    assert (folder / "runs" / "workers" / "answers.json").read_bytes() == undisturbed
+    assert (folder / "runs" / "killed" / "answers.json").read_bytes() == undisturbed
+    after = lines(folder, "killed")
+    assert after[: len(before)] == before  # what was on disk was neither lost nor asked again
+    keys = [json.loads(line)["key"] for line in after]
+    assert len(keys) == len(set(keys)) == -(-ROWS // 3)
 
 
 def test_a_complete_run_is_not_repeated_and_another_decoding_is_refused(

@@ -135,6 +135,15 @@ def test_a_run_refuses_another_configuration_with_the_difference(tmp_path: Path)
     RunFolder(run, Whole(run=run, lr=0.2)).close()
 
 
+def test_a_section_that_no_result_depends_on_may_change(tmp_path: Path) -> None:
+    run, model = RunConfig(name="a", root=str(tmp_path)), ModelConfig(path="./llava-7b")
+    RunFolder(run, OfModel(run=run, model=model), free=("model",)).close()
+    other = OfModel(run=run, model=ModelConfig(path="./llava-13b"))
+    RunFolder(run, other, free=("model",)).close()
+    with pytest.raises(CheckpointError, match=r"path: ./llava-13b"):
+        RunFolder(run, other)
+
+
 @pytest.mark.parametrize(("key", "value"), [("path", "./llava-13b"), ("adapter", "./adapter"), ("dtype", "float32")])
 def test_checkpoints_of_another_model_are_never_resumed(tmp_path: Path, key: str, value: str) -> None:
     run, model = RunConfig(name="a", root=str(tmp_path)), ModelConfig(path="./llava-7b")
