@@ -16,14 +16,13 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from jobs.command_line import main
+from jobs.units import run_units
 from rlhf.config import Config, resolve
 from rlhf.data.meta_files import check_model_columns
 from rlhf.data.prepared import Prepared, file_hash, read_manifest, write_prepared
 from rlhf.data.spa_vl_hub import Converter, SourceConfig, Unit, part_file, plan_units, source_files
 from rlhf.data.subset import SubsetConfig
 from rlhf.errors import ConfigError
-
-_SECONDS_BETWEEN_LINES = 10
 
 
 class PrepareConfig(Config):
@@ -97,25 +96,7 @@ def _convert(arguments: tuple[SourceConfig, Path, Path, bool], units: list[Unit]
     if not pending:
         return
     Converter(*arguments)  # reads the meta files, so that a broken one is refused here and not in an actor
-    import ray.data
-
-    from cluster.connect import connect
-
-    own = connect(shared_cores=True)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    items = ray.data.from_items([asdict(unit) for unit in pending], override_num_blocks=len(pending))
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=workers)
-    done = items.map(Converter, fn_constructor_args=arguments, num_cpus=1, compute=pool)
-    spoken = time.monotonic()
-    rows = 0
-    for count, result in enumerate(done.iter_rows(), start=1):
-        rows += result["rows"]
-        if time.monotonic() - spoken > _SECONDS_BETWEEN_LINES or count == len(pending):
-            spoken = time.monotonic()
-            print(f"converted {count} of {len(pending)} units, {rows} rows", flush=True)
-    if own:
-        ray.shutdown()
+    run_units(Converter, arguments, [asdict(unit) for unit in pending], workers)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from rlhf.data.parts import read_parts
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.spa_vl_hub import stored_image
 from rlhf.data.spa_vl_labels import QUESTION_TYPES
@@ -126,7 +127,7 @@ class _Index:
 
 def _read_index(parts: Sequence[Path], subset: SubsetConfig, rejected: RejectedRows, max_share: float) -> _Index:
     index = _Index()
-    for record in _records(parts):
+    for record in read_parts(parts):
         index.total += 1
         if "reason" in record:
             rejected.add(_KINDS[record["kind"]](record["reason"], source=record["source"], row=record["row"]))
@@ -207,14 +208,7 @@ def _link_images(folder: Path, parts: Sequence[Path], index: _Index, chosen: set
 
 
 def _chosen_records(parts: Sequence[Path], chosen: set[int]) -> Iterator[dict[str, Any]]:
-    return (record for record in _records(parts) if record.get("id") in chosen)
-
-
-def _records(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    for part in parts:
-        with part.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+    return (record for record in read_parts(parts) if record.get("id") in chosen)
 
 
 def _write(path: Path, content: Any) -> None:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
-import os
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +19,7 @@ from pydantic import Field, model_validator
 from rlhf.config import Config, resolve
 from rlhf.data.images import verify_image
 from rlhf.data.meta_files import MetaFiles, prefer_files
+from rlhf.data.parts import aside, write_part
 from rlhf.data.rows import Row, read_json, text_of, without_image_tag
 from rlhf.data.spa_vl_labels import image_path, normal_label
 from rlhf.errors import ConfigError, DataError, ImageError, RowError
@@ -149,14 +147,7 @@ class Converter:
         unit = Unit(**item)
         part = part_file(self._parts, unit)
         if not part.exists():
-            part.parent.mkdir(parents=True, exist_ok=True)
-            partial = _aside(part)
-            with partial.open("w", encoding="utf-8") as file:
-                for offset, row in enumerate(self._rows(unit)):
-                    file.write(json.dumps(self._line(unit, offset, row), ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(part)
+            write_part(part, (self._line(unit, offset, row) for offset, row in enumerate(self._rows(unit))))
         return {"number": unit.number, "rows": unit.rows}
 
     def _rows(self, unit: Unit) -> Iterator[Any]:
@@ -236,7 +227,7 @@ def store_image(data: bytes, images: Path, name: str) -> str:
     if target.exists():
         return digest
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = _aside(target)
+    partial = aside(target)
     try:
         partial.write_bytes(data)
         verify_image(str(partial))
@@ -246,11 +237,6 @@ def store_image(data: bytes, images: Path, name: str) -> str:
     finally:
         partial.unlink(missing_ok=True)
     return digest
-
-
-def _aside(target: Path) -> Path:
-    # process ids repeat on the nodes of a cluster that share this folder
-    return target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
 
 
 def _parquet_slices(source: SourceConfig) -> Iterator[tuple[str, str, int, int, int]]:

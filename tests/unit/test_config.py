@@ -12,6 +12,7 @@ from jobs.evaluate import EvaluationConfig
 from jobs.infer import InferenceConfig
 from jobs.make_tiny_world import TinyWorldConfig
 from jobs.prepare_spa_vl import PrepareConfig
+from jobs.scrub_safe_llava import ScrubConfig
 from jobs.sft_safe_llava import ImitationConfig
 from jobs.train_reward_model import RewardJobConfig
 from rlhf.config import BatchConfig, Config, describe, dump, home, load, resolve, walk
@@ -23,6 +24,7 @@ CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 SCHEMAS: dict[str, type[Config]] = {
     "world": TinyWorldConfig,
     "prepare_spa_vl": PrepareConfig,
+    "scrub_safe_llava": ScrubConfig,
     "pretrain": ImitationConfig,
     "sft": ImitationConfig,
     "reward_model": RewardJobConfig,

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 JOBS = (
     "prepare_spa_vl",
+    "scrub_safe_llava",
     "make_tiny_world",
     "pretrain_safe_llava",
     "sft_safe_llava",

@@ -1,0 +1,217 @@
+"""Scrubbing whole files of LLaVA conversations: units into parts, parts into the scrubbed file, its lineage and audit.
+
+A unit is some thousand consecutive rows. Its part depends on the source and the taxonomy alone, so units may be done in
+any order, by any number of processes, and again after a crash. Memory does not grow with the file but for eight bytes
+per row, by which repeated ids are found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf.data.json_stream import Span, is_text, read_span
+from rlhf.data.parts import read_parts, write_part
+from rlhf.data.prepared import file_hash
+from rlhf.data.rejected import RejectedRows
+from rlhf.data.rows import ImageFolder
+from rlhf.errors import DataError, ImageError, RowError
+from rlhf.scrub.audit import Audit
+from rlhf.scrub.rows import VERSION, LeakError, scrub_row
+from rlhf.scrub.taxonomy import taxonomy
+
+LEDGER = "ledger.parquet"
+MANIFEST = "manifest.json"
+AUDIT = "audit.json"
+_KINDS = {kind.__name__: kind for kind in (DataError, RowError, ImageError, LeakError)}
+_LEDGER_COLUMNS = ("source", "id", "turn", "speaker", "attribute", "rule", "start", "end", "before", "after")
+_LONGEST = 100_000  # characters of one turn
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A span of one source file."""
+
+    number: int
+    source: str  # name of the source, which is also the name of its scrubbed file
+    path: str
+    start: int
+    end: int
+    first_row: int
+    rows: int
+
+
+class Scrubber:
+    """Scrubs units, called once for each with its fields; a callable class, as Ray Data's actors want it."""
+
+    def __init__(self, parts: Path, image_root: Path | None, with_hair: bool) -> None:
+        self._parts, self._taxonomy = parts, taxonomy(with_hair)
+        self._images = ImageFolder(image_root, check=True) if image_root is not None else None
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Scrub one unit unless its part is there; returns its number and rows."""
+        unit = Unit(**item)
+        part = part_file(self._parts, unit)
+        if not part.exists():
+            span = Span(unit.start, unit.end, unit.first_row, unit.rows)
+            rows = read_span(Path(unit.path), span)
+            write_part(part, (self.line(unit.path, unit.first_row + place, row) for place, row in enumerate(rows)))
+        return {"number": unit.number, "rows": unit.rows}
+
+    def line(self, path: str, number: int, row: Any) -> dict[str, Any]:
+        """A row's line in a part: the row and its changes with the texts before, or why it is refused."""
+        try:
+            self._check(row)
+            done = scrub_row(row, self._taxonomy)
+        except DataError as error:
+            return {"source": path, "row": number, "kind": type(error).__name__, "reason": _printable(error.reason)}
+        turns = sorted({change.turn for change in done.changes})
+        before = {str(turn): row["conversations"][turn]["value"] for turn in turns}
+        return {"content": done.row, "changes": [asdict(one) for one in done.changes], "before": before}
+
+    def _check(self, row: Any) -> None:
+        if not isinstance(row, dict):
+            raise RowError(f"expected an object, found {type(row).__name__}")
+        identifier = row.get("id")
+        if not isinstance(identifier, (str, int)) or isinstance(identifier, bool) or identifier == "":
+            raise RowError(f"'id' must be a string or an integer, found {identifier!r}")
+        if not is_text(json.dumps(row, ensure_ascii=False)):
+            raise RowError("the row has bytes that are not UTF-8")
+        for turn in row.get("conversations") or ():
+            if isinstance(turn, dict) and len(str(turn.get("value"))) > _LONGEST:
+                raise RowError(f"a turn has more than {_LONGEST:,} characters")
+        if self._images is not None:
+            self._images.path_of(row)
+
+
+def part_file(parts: Path, unit: Unit) -> Path:
+    """Where a unit's rows are written."""
+    return parts / f"{unit.number:06d}.jsonl"
+
+
+def assemble(
+    folder: Path, identity: dict[str, Any], units: Sequence[Unit], parts: Path, max_rejected_share: float
+) -> dict[str, Any]:
+    """Write the scrubbed files, ledger, audit, rejected rows and manifest into `folder`; returns the manifest.
+
+    Everything is written beside it and renamed at the end. Raises DataError when more rows were refused than allowed.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    rejected, audit = RejectedRows(partial / "rejected.jsonl"), Audit()
+    counts: dict[str, dict[str, int]] = {}
+    with _LedgerFile(partial / LEDGER) as ledger:
+        for source in dict.fromkeys(unit.source for unit in units):
+            files = [part_file(parts, unit) for unit in units if unit.source == source]
+            counts[source] = _write_source(partial / source, files, source, rejected, ledger, audit)
+    total = sum(count["rows"] for count in counts.values()) + rejected.count
+    rejected.check(total, max_rejected_share)
+    _write(partial / AUDIT, audit.table())
+    names = [*counts, LEDGER, AUDIT, "rejected.jsonl"]
+    manifest = {
+        **identity,
+        "version": VERSION,
+        "sources": {name: count for name, count in counts.items()},
+        "rejected": dict(sorted(rejected.kinds.items())),
+        "files": [file_hash(partial / name) for name in names],
+    }
+    (partial / "report.html").write_text(audit.page(manifest), encoding="utf-8")
+    _write(partial / MANIFEST, manifest)
+    partial.rename(folder)
+    return manifest
+
+
+def _write_source(
+    target: Path, parts: Sequence[Path], source: str, rejected: RejectedRows, ledger: _LedgerFile, audit: Audit
+) -> dict[str, int]:
+    repeated, seen = _repeated_ids(parts), set[int]()
+    rows = changed = turns = 0
+    with target.open("w", encoding="utf-8") as file:
+        for line in read_parts(parts):
+            if "reason" in line:
+                rejected.add(_KINDS[line["kind"]](line["reason"], source=line["source"], row=line["row"]))
+                continue
+            row = line["content"]
+            digest = _digest(row["id"])
+            if digest in repeated:
+                if digest in seen:
+                    rejected.add(RowError(f"id {row['id']!r} occurs more than once in this file", source=source))
+                    continue
+                seen.add(digest)
+            file.write(("[\n" if rows == 0 else ",\n") + json.dumps(row, ensure_ascii=False))
+            rows, changed, turns = rows + 1, changed + bool(line["changes"]), turns + len(row["conversations"])
+            ledger.add(source, row["id"], line["changes"])
+            audit.add(source, row, line["changes"], line["before"])
+        file.write("\n]\n" if rows else "[]\n")
+    return {"rows": rows, "changed": changed, "turns": turns}
+
+
+def _repeated_ids(parts: Sequence[Path]) -> set[int]:
+    """Digests of ids that more than one row has."""
+    digests = array("Q", (_digest(line["content"]["id"]) for line in read_parts(parts) if "content" in line))
+    values, numbers = np.unique(
+        np.frombuffer(digests, dtype=np.uint64) if digests else np.empty(0, np.uint64), return_counts=True
+    )
+    return {int(value) for value in values[numbers > 1]}
+
+
+def _digest(identifier: str | int) -> int:
+    return int.from_bytes(hashlib.blake2b(str(identifier).encode(), digest_size=8).digest())
+
+
+class _LedgerFile:
+    """The lineage as parquet, written in groups."""
+
+    _GROUP = 50_000
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        kinds = {"turn": pyarrow.int32(), "start": pyarrow.int32(), "end": pyarrow.int32()}
+        self._schema = pyarrow.schema(
+            [(name, kinds.get(name, pyarrow.string())) for name in (*_LEDGER_COLUMNS, "engine", "version")]
+        )
+        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema)
+        self._lines: list[dict[str, Any]] = []
+
+    def add(self, source: str, identifier: str | int, changes: Sequence[dict[str, Any]]) -> None:
+        """One line per change of a row."""
+        fixed = {"source": source, "id": str(identifier), "engine": "rules", "version": VERSION}
+        self._lines += [{**change, **fixed} for change in changes]
+        if len(self._lines) >= self._GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        self._writer.write_table(pyarrow.Table.from_pylist(self._lines, schema=self._schema))
+        self._lines = []
+
+    def __enter__(self) -> _LedgerFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _write(path: Path, content: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
