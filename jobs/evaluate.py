@@ -1,12 +1,14 @@
 """Safety benchmarks over a model's answers: `python jobs/evaluate.py --config jobs/configs/tiny/evaluate.yaml`.
 
 HarmEval, HelpEval, MM-SafetyBench and AdvBench, as far as their sections are given. Writes `evaluation/<name>.json`
-(numbers), `evaluation/<name>.jsonl` (judged answers) and `report.html` in the run folder.
+(numbers), `evaluation/<name>.jsonl` (judged answers) and `report.html` in the run folder. `evaluate.py judge`
+scores answers that exist already: see its --help.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from jobs import judge_answers
 from jobs.command_line import main
 from rlhf.batch import Prompt
 from rlhf.benchmark_report import write_benchmarks
@@ -229,4 +232,7 @@ def _number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main(EvaluationConfig, run, __doc__ or "")
+    if sys.argv[1:2] == ["judge"]:
+        judge_answers.main(sys.argv[2:])
+    else:
+        main(EvaluationConfig, run, __doc__ or "")
