@@ -21,7 +21,8 @@ from rlhf.config import Config, resolve
 from rlhf.data.json_stream import plan_spans
 from rlhf.data.prepared import file_hash
 from rlhf.errors import ConfigError
-from rlhf.scrub.files import MANIFEST, Scrubber, Unit, assemble, part_file
+from rlhf.scrub.files import Scrubber, Unit, assemble, part_file
+from rlhf.scrub.manifest import MANIFEST
 from rlhf.scrub.rows import VERSION
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from jobs.command_line import main
 from rlhf.config import Config, resolve
 from rlhf.data.rejected import RejectedRows
+from rlhf.scrub.manifest import require_scrubbed
 from rlhf.supervised import SupervisedConfig
 
 
@@ -23,6 +24,8 @@ class ConversationDataConfig(Config):
     """JSON file."""
     image_root: str
     """Folder that the rows' image paths are relative to."""
+    require_scrubbed: bool = False
+    """Refuse a file that `jobs/scrub_safe_llava.py` did not write or that was changed afterwards."""
     max_rejected_share: float = Field(default=0.0, ge=0, le=1)
     """Stop if more than this share of rows is unusable."""
 
@@ -48,6 +51,8 @@ def build(config: ImitationConfig, rejected: RejectedRows) -> Any:
 
 def run(config: ImitationConfig) -> dict[str, float]:
     """Train, or say that it is done."""
+    if config.data.require_scrubbed:
+        require_scrubbed(Path(resolve(config.data.train)))
     from jobs.stage import run_stage
 
     return run_stage(config, build)

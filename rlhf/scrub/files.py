@@ -26,11 +26,11 @@ from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import ImageFolder
 from rlhf.errors import DataError, ImageError, RowError
 from rlhf.scrub.audit import Audit
+from rlhf.scrub.manifest import MANIFEST
 from rlhf.scrub.rows import VERSION, LeakError, scrub_row
 from rlhf.scrub.taxonomy import taxonomy
 
 LEDGER = "ledger.parquet"
-MANIFEST = "manifest.json"
 AUDIT = "audit.json"
 _KINDS = {kind.__name__: kind for kind in (DataError, RowError, ImageError, LeakError)}
 _LEDGER_COLUMNS = ("source", "id", "turn", "speaker", "attribute", "rule", "start", "end", "before", "after")

@@ -11,15 +11,21 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from jobs.sft_safe_llava import ImitationConfig
+from jobs.sft_safe_llava import run as run_sft
+from rlhf.config import load
 from rlhf.data.json_stream import plan_spans
 from rlhf.data.llava_format import read_examples
 from rlhf.data.rejected import RejectedRows
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError, DataError
 from rlhf.scrub.files import Scrubber, Unit, assemble
+from rlhf.scrub.manifest import require_scrubbed
 from rlhf.scrub.rewrite import find_cues
 from rlhf.scrub.rows import REFUSAL
 from rlhf.scrub.taxonomy import taxonomy
 from tests.fakes import draw_images
+
+SFT = Path(__file__).parents[3] / "jobs" / "configs" / "tiny" / "sft.yaml"
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -142,3 +148,18 @@ def test_bad_rows_are_named_and_counted_and_the_rest_goes_on(tmp_path: Path) -> 
     for (_, reason), line in zip([*bad, (None, "not UTF-8")], lines, strict=True):
         assert reason in line["reason"]
     assert sum(manifest["rejected"].values()) == 11
+
+
+def test_a_training_job_can_demand_scrubbed_data(tmp_path: Path) -> None:
+    scrub(tmp_path, GOOD)
+    scrubbed = tmp_path / "out" / "chat.json"
+    require_scrubbed(scrubbed)
+    with pytest.raises(ConfigError, match="no manifest of a scrubbing job"):
+        require_scrubbed(tmp_path / "chat.json")
+    with pytest.raises(ConfigError, match="does not name audit.json"):
+        require_scrubbed(tmp_path / "out" / "audit.json")
+    data = {"train": str(scrubbed), "image_root": str(tmp_path), "require_scrubbed": True}
+    scrubbed.write_text(scrubbed.read_text().replace("person", "woman"))
+    overrides = [f"data={json.dumps(data)}"]
+    with pytest.raises(ConfigError, match="its content has changed"):
+        run_sft(load(ImitationConfig, SFT, overrides))
