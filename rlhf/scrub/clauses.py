@@ -23,7 +23,7 @@ def clause_edits(text: Text) -> Iterator[Edit]:
     known = patterns(text.taxonomy.attributes)
     for attribute, trait in known.traits:
         for match in trait.finditer(text.text):
-            if _of_a_person(text, match.end()):
+            if _of_a_person(text, match.end(), body=True):
                 yield _without_clause(text, known, match.start(), match.end(), attribute, "trait")
     yield from _predicates(text, known)
     yield from _possessions(text, known)
@@ -33,7 +33,7 @@ def clause_edits(text: Text) -> Iterator[Edit]:
                 yield Edit(match.start(), _past_comma(text, match), "", attribute, rule)
     for attribute, rule, words in known.words:
         for match in words.finditer(text.text):
-            if _of_a_person(text, match.start()) and not text.is_protected(match.start(), match.end()):
+            if _of_a_person(text, match.start(), body=True) and not text.is_protected(*match.span()):
                 yield Edit(match.start(), match.end(), "", attribute, rule)
 
 
@@ -106,18 +106,29 @@ def _subject(text: Text, verb: int) -> int | None:
     return None if text.is_protected(head.start, head.end) else text.words[start].start
 
 
-def _of_a_person(text: Text, place: int) -> bool:
-    """Whether the nearest noun known before the place in its sentence is a person, or a personal pronoun."""
+def _of_a_person(text: Text, place: int, body: bool = False) -> bool:
+    """Whether the nearest noun known before the place in its sentence is a person, or a personal pronoun.
+
+    Where no noun is known, a part of a body is a person's unless the conversation is about animals.
+    """
+    otherwise = body and text.context.somebody and not _of_an_animal(text, place)
     last = text.count_before(place) - 1
     for index in range(last, -1, -1):
         word = text.words[index]
         if word.sentence != text.words[last].sentence:
-            return False
+            return otherwise
         if word.bare in text.taxonomy.animals or word.bare in text.taxonomy.figures:
             return False
         if word.lower in _PERSONAL or word.lower in _POSSESSIVE or text.taxonomy.is_person(word.bare):
             return True
-    return False
+    return otherwise
+
+
+def _of_an_animal(text: Text, place: int) -> bool:
+    """Whether the sentence names an animal or a figure anywhere."""
+    index = min(text.count_before(place), len(text.words) - 1)
+    others = text.taxonomy.animals | text.taxonomy.figures
+    return index >= 0 and any(text.words[one].bare in others for one in text.sentence_of(index))
 
 
 def _without_clause(text: Text, known: Patterns, start: int, end: int, attribute: Attribute, rule: str) -> Edit:

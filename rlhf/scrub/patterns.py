@@ -65,6 +65,13 @@ _TRAITS: tuple[tuple[Attribute, str, str], ...] = (
     ("weight", "(?:weight|body weight|build|body type)", rf"(?:{_MASS}|(?:very |quite )?[\w-]+)"),
     ("eye_color", "(?:eye colou?r|eyes)", COLOUR),
 )
+_BODY = {
+    "race": "skin",
+    "eye_color": "eyes",
+    "age": "person's age",
+    "gender": "person's gender",
+    "weight": "person's weight",
+}
 _HAVE = r"\b(?P<verb>has|have|had|with)\s+(?P<value>{})\b(?P<after>(?:,?\s+and|,)\s+)?"
 _POSSESSIONS: tuple[tuple[Attribute, str], ...] = (("eye_color", rf"{COLOUR} eyes"), ("race", _SKIN_NOUN))
 # a turn without one of these tells nothing, beside the words of the lists
@@ -110,7 +117,12 @@ def patterns(attributes: tuple[Attribute, ...]) -> Patterns:
         phrases=tuple((one, rule, _compiled(text)) for one, rule, text in _PHRASES if one in attributes),
         words=tuple((one, rule, _compiled(text)) for one, rule, text in _WORDS if one in attributes),
         traits=tuple(
-            (one, _compiled(rf"\b{_OWN} {noun} (?:{BE}|(?:could|may|might|must) be) {said}{_END}"))
+            (
+                one,
+                _compiled(
+                    rf"\b(?:{_OWN} {noun}|the {_BODY.get(one, noun)}) (?:{BE}|(?:could|may|might|must) be) {said}{_END}"
+                ),
+            )
             for one, noun, said in _TRAITS
             if one in attributes
         ),

@@ -24,14 +24,11 @@ _ADVERBS = word_list("adverbs")
 _AFTER_OBJECT = FUNCTION - word_list("after_possessive")
 
 
-def pronoun_edits(text: Text, animals_before: bool = False, people_before: bool = True) -> Iterator[Edit]:
-    """Neutral pronouns for people, and verbs that agree with them. Pronouns of animals stay.
-
-    What earlier turns spoke of decides where a sentence has no antecedent of its own.
-    """
+def pronoun_edits(text: Text) -> Iterator[Edit]:
+    """Neutral pronouns for people, and verbs that agree with them. Pronouns of animals stay."""
     if "gender" not in text.taxonomy.attributes:
         return
-    owners = _owners(text, people_before or not animals_before)
+    owners = _owners(text)
     for index, word in enumerate(text.words):
         kind, ending = _kind(word.lower)
         if not kind or text.is_protected(word.start, word.end) or word.text.isupper() and len(word.text) > 1:
@@ -68,14 +65,14 @@ def _neutral(text: Text, index: int, kind: str) -> str:
     return _FORMS[kind]
 
 
-def _owners(text: Text, earlier: bool) -> list[bool]:
+def _owners(text: Text) -> list[bool]:
     """For each word whether a pronoun there means a person.
 
     A person named before it in its sentence wins over an animal; its own sentence counts more than those before it, and
-    `earlier` is what holds where nobody was named.
+    earlier turns count where nobody was named.
     """
     lists, found = text.taxonomy, []
-    before, person, sure, other = earlier, False, False, False
+    before, person, sure, other = text.context.somebody, False, False, False
     for index, word in enumerate(text.words):
         if text.starts_sentence(index):
             before = _verdict(before, person, sure, other)

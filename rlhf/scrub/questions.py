@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from rlhf.scrub.taxonomy import Attribute, Taxonomy, word_list
-from rlhf.scrub.text import Text
+from rlhf.scrub.text import NOTHING_YET, Context, Text
 
 _SHADE = r"(?:colou?r|shade)"
 _EYES = r"(?:blue|green|brown|hazel|gr[ae]y|dark|light)"
@@ -30,6 +30,7 @@ _PATTERNS: tuple[tuple[Attribute, tuple[str, ...]], ...] = (
             r"\b(?:race|ethnicity|ethnic (?:group|background|origin)|nationality|descent|ancestry)\b",
             rf"\bskin (?:{_SHADE}|tone)\b",
             rf"\b{_SHADE}\b{_SAME}\bskin\b",
+            rf"\bskin\b{_SAME}\b{_SHADE}\b",
         ),
     ),
     (
@@ -37,6 +38,7 @@ _PATTERNS: tuple[tuple[Attribute, tuple[str, ...]], ...] = (
         (
             rf"\beye[- ]?{_SHADE}\b",
             rf"\b{_SHADE}\b{_SAME}\beyes?\b",
+            rf"\beyes?\b{_SAME}\b{_SHADE}\b",
             rf"\b{_EYES} eyes\b",
             rf"^(?:are|is)\b{_SAME}\beyes {_EYES}\b",
         ),
@@ -46,7 +48,7 @@ _PATTERNS: tuple[tuple[Attribute, tuple[str, ...]], ...] = (
         (
             r"\bhow (?:heavy|fat|thin)\b",
             rf"\bhow much\b{_SAME}\bweigh",
-            r"\b(?:weight|body type|build|physique|body shape)\b",
+            r"\b(?:weight|body type|build|physique|body shape)\b|\bdescribe the body\b",
         ),
     ),
     ("hair", (rf"\bhair (?:{_SHADE}|style)\b", rf"\b{_SHADE}\b{_SAME}\bhair\b")),
@@ -60,13 +62,19 @@ _IDENTITY = re.compile(
     r"(?P<value>[\w-]+(?:\s+(?:or|and|,)?\s*(?:an?\s+)?[\w-]+)*)\s*[?.]?$",
     re.IGNORECASE,
 )
+# questions about a body or an age with nobody named: a picture's person is meant
+_NOBODY_NAMED = re.compile(
+    r"\bthe (?:eyes?|skin|body|gender|race|ethnicity)(?: colou?r| tone)?\b(?! of)|"
+    r"\b(?:age|eye colou?r|skin colou?r|skin tone|body build|body type) (?:do|can|would|could) you\b",
+    re.IGNORECASE,
+)
 _COUNTS = re.compile(
     r"(?:how many|(?:is|are|was|were) there (?:an?|any|some|only|more than one)|(?:do|can) you see (?:an?|any))\s+",
     re.IGNORECASE,
 )
 
 
-def asked_attributes(question: str, taxonomy: Taxonomy) -> frozenset[Attribute]:
+def asked_attributes(question: str, taxonomy: Taxonomy, context: Context = NOTHING_YET) -> frozenset[Attribute]:
     """The attributes of a person that the question asks for; empty for a question about anything else.
 
     A question that mentions an attribute in passing ("what is the young man holding?") does not ask for it, and one
@@ -76,7 +84,7 @@ def asked_attributes(question: str, taxonomy: Taxonomy) -> frozenset[Attribute]:
     for sentence in re.split(r"(?<=[?.!])\s+|\n", question):
         if not sentence.strip():
             continue
-        text = Text(sentence, taxonomy)
+        text = Text(sentence, taxonomy, context)
         found |= _by_noun(text) | _yes_or_no(text) | _by_choice(text)
     return frozenset(found & set(taxonomy.attributes))
 
@@ -96,7 +104,7 @@ def _about_a_person(text: Text) -> bool:
     people = [word for word in words if word.lower in _PERSONAL or text.taxonomy.is_person(word.bare)]
     others = [word for word in words if word.bare in text.taxonomy.animals or word.bare in text.taxonomy.figures]
     if not people:
-        return False
+        return not others and text.context.somebody and _NOBODY_NAMED.search(text.text) is not None
     if not others:
         return True
     return people[0].start < others[0].start and not any(word.possessive for word in others)

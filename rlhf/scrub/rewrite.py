@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rlhf.scrub.clauses import clause_edits
@@ -11,15 +10,7 @@ from rlhf.scrub.patterns import patterns
 from rlhf.scrub.people import people_edits
 from rlhf.scrub.pronouns import pronoun_edits
 from rlhf.scrub.taxonomy import Attribute, Taxonomy
-from rlhf.scrub.text import Edit, Text, apply
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What earlier turns of a conversation spoke of: it decides whom a pronoun means."""
-
-    people: bool = False
-    animals: bool = False
+from rlhf.scrub.text import NOTHING_YET, Context, Text, apply
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +23,7 @@ class Cue:
     rule: str
 
 
+_PASSES = (clause_edits, people_edits, pronoun_edits)
 _ROUNDS = 4  # removals that overlap are made one after the other
 _FORMAL = frozenset(("article", "agreement"))  # what follows from a change and tells nothing itself
 _SAME = re.compile(
@@ -52,38 +44,31 @@ _COUNTED = re.compile(
 _PLURALS = {"person": "people", "offspring": "offspring", "spouse": "spouses"}
 
 
-def find_cues(text: str, taxonomy: Taxonomy, context: Context = Context()) -> list[Cue]:
+def find_cues(text: str, taxonomy: Taxonomy, context: Context = NOTHING_YET) -> list[Cue]:
     """Every place that tells an attribute of a person, in order; the verifier asks for none."""
     if not patterns(taxonomy.attributes).trigger.search(text):
         return []
-    read = Text(text, taxonomy)
-    edits = [edit for step in _passes(context) for edit in step(read) if edit.rule not in _FORMAL]
+    read = Text(text, taxonomy, context)
+    edits = [edit for step in _PASSES for edit in step(read) if edit.rule not in _FORMAL]
     return sorted(
         {Cue(one.start, one.end, one.attribute, one.rule) for one in edits}, key=lambda cue: (cue.start, cue.end)
     )
 
 
-def rewrite(text: str, taxonomy: Taxonomy, context: Context = Context()) -> str:
+def rewrite(text: str, taxonomy: Taxonomy, context: Context = NOTHING_YET) -> str:
     """The text said neutrally; the same text if nothing in it tells an attribute. May become empty."""
     if not patterns(taxonomy.attributes).trigger.search(text):
         return text
     changed = text
     for _ in range(_ROUNDS):
         before = changed
-        for step in _passes(context):
-            edits = list(step(Text(changed, taxonomy)))
+        for step in _PASSES:
+            edits = list(step(Text(changed, taxonomy, context)))
             if edits:
                 changed = apply(changed, edits)
         if changed == before:
             break
     return text if changed == text else _tidy(text, changed)
-
-
-def _passes(context: Context) -> tuple[Callable[[Text], Iterator[Edit]], ...]:
-    def pronouns(text: Text) -> Iterator[Edit]:
-        return pronoun_edits(text, context.animals, context.people)
-
-    return clause_edits, people_edits, pronouns
 
 
 def _tidy(before: str, text: str) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 from rlhf.data.template import IMAGE_TAG
 from rlhf.errors import RowError
 from rlhf.scrub.questions import asked_attributes
-from rlhf.scrub.rewrite import Context, Cue, find_cues, rewrite
+from rlhf.scrub.rewrite import Cue, find_cues, rewrite
 from rlhf.scrub.taxonomy import Attribute, Taxonomy
+from rlhf.scrub.text import Context
 
 REFUSAL = "I'm sorry, but I don't describe age, gender, race, eye colour or weight of people."
 VERSION = "1"
@@ -59,7 +60,7 @@ def scrub_row(row: Mapping[str, Any], taxonomy: Taxonomy) -> Scrubbed:
     for number, turn in enumerate(turns):
         text = turn["value"]
         if turn["from"] == "human":
-            asked = asked_attributes(text.replace(IMAGE_TAG, " "), taxonomy)
+            asked = asked_attributes(text.replace(IMAGE_TAG, " "), taxonomy, context)
             new, cues = (text, []) if asked else _neutral(text, taxonomy, context)
         elif asked:
             new, cues = REFUSAL, [Cue(0, len(text), attribute, "asked") for attribute in sorted(asked)]

@@ -74,12 +74,29 @@ class Edit:
     rule: str
 
 
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What earlier turns of a conversation spoke of: it decides whom a pronoun or "the eyes" mean."""
+
+    people: bool = False
+    animals: bool = False
+
+    @property
+    def somebody(self) -> bool:
+        """Whether a person is meant where nobody is named."""
+        return self.people or not self.animals
+
+
+NOTHING_YET = Context()
+
+
 @dataclass
 class Text:
     """A turn, tokenised once per pass."""
 
     text: str
     taxonomy: Taxonomy
+    context: Context = NOTHING_YET
     words: list[Word] = field(default_factory=list)
     protected: list[tuple[int, int]] = field(default_factory=list)
 

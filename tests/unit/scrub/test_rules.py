@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from rlhf.scrub.questions import asked_attributes
-from rlhf.scrub.rewrite import Context, find_cues, rewrite
+from rlhf.scrub.rewrite import find_cues, rewrite
 from rlhf.scrub.taxonomy import taxonomy
+from rlhf.scrub.text import Context
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "scrub" / "sentences.jsonl"
 SENTENCES: list[dict[str, Any]] = [json.loads(line) for line in GOLDEN.read_text().splitlines()]
@@ -64,6 +65,9 @@ def test_safe04_questions_that_ask_are_told_from_those_that_mention_or_mean_a_th
         ("What is his race and how much does he weigh?", {"race", "weight"}),
         ("Is this a man or a woman?\nAnswer with a single word.", {"gender"}),
         ("How old is the oak?", set()),
+        ("What colour are the eyes?", {"eye_color"}),
+        ("Look at the skin and name the colour.", {"race"}),
+        ("Which age do you see?", {"age"}),
     ],
 )
 def test_safe04_which_attribute_is_asked(question: str, attributes: set[str]) -> None:
@@ -81,6 +85,13 @@ def test_a_pronoun_means_what_the_conversation_spoke_of() -> None:
     assert rewrite(text, TAXONOMY, Context(people=True, animals=True)) == "They are running."
     assert rewrite(text, TAXONOMY, Context(animals=True)) == text
     assert rewrite(text, TAXONOMY) == "They are running."
+
+
+def test_eyes_and_skin_are_a_persons_unless_the_conversation_is_about_animals() -> None:
+    animals = Context(animals=True)
+    assert asked_attributes("What colour are the eyes?", TAXONOMY, animals) == set()
+    assert rewrite("The eyes are green.", TAXONOMY) == ""
+    assert rewrite("The eyes are green.", TAXONOMY, animals) == "The eyes are green."
 
 
 def test_hair_is_allowed_unless_it_is_asked_for() -> None:
