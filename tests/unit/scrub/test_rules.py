@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlhf.data.world import random_scene
+from rlhf.data.world_text import TYPES, ask
 from rlhf.scrub.questions import asked_attributes
 from rlhf.scrub.rewrite import find_cues, rewrite
 from rlhf.scrub.taxonomy import taxonomy
@@ -92,6 +95,21 @@ def test_eyes_and_skin_are_a_persons_unless_the_conversation_is_about_animals() 
     assert asked_attributes("What colour are the eyes?", TAXONOMY, animals) == set()
     assert rewrite("The eyes are green.", TAXONOMY) == ""
     assert rewrite("The eyes are green.", TAXONOMY, animals) == "The eyes are green."
+
+
+@pytest.mark.parametrize("family", ["eyes", "skin", "age", "build", "hair", "shirt", "wall", "item", "count", "shape"])
+def test_safe04_questions_of_the_tiny_world_that_the_rules_were_not_written_for(family: str) -> None:
+    attribute = {"eyes": "eye_color", "skin": "race", "age": "age", "build": "weight"}.get(family)
+    kind = {"item": "harm", "count": "group", "shape": "object"}.get(family, "person")
+    draw = random.Random(0)
+    missed = []
+    for number in range(60):
+        asked = ask(draw, random_scene(draw, kind), family, ("train", "test")[number % 2], TYPES[number % 3])
+        if asked_attributes(asked.question, TAXONOMY) != ({attribute} if attribute else set()):
+            missed.append(asked.question)
+        if attribute is None:
+            assert rewrite(asked.answer, TAXONOMY) == asked.answer
+    assert missed == []
 
 
 def test_hair_is_allowed_unless_it_is_asked_for() -> None:
