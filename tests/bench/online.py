@@ -123,6 +123,7 @@ def _config(world: World, prompts: int) -> OnlineConfig:
             f"policy.micro_rows={min(32, prompts // 2)}",
             f"critic.micro_rows={min(32, prompts // 2)}",
             "rollout.max_length=512",
+            "roles.policy.ranks=1",  # all roles are in this process
         ],
     )
 

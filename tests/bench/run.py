@@ -77,10 +77,9 @@ def main() -> None:
             elif key in names:
                 table += bench()
                 print(measure.table(table), flush=True)
-    if not chosen.names and not chosen.small:
-        measure.write(table, notes, RESULTS, repeats)
-    else:
-        print("\n".join(notes))
+                if not chosen.names and not chosen.small:  # after each: what comes later may fail
+                    measure.write(table, notes, RESULTS, repeats)
+    print("\n".join(notes))
 
 
 def engine() -> None:
