@@ -60,9 +60,9 @@ class Audit:
                 self._remember(source, row, changes, change, before[str(change["turn"])])
 
     def table(self) -> list[dict[str, Any]]:
-        """One record per source and attribute: cues and turns before, by question and answer; nothing is left after.
+        """One record per source and attribute: what was told before, by question and answer, and how often refused.
 
-        A row in which anything is left is refused, so `left` counts what the verifier let pass: zero.
+        What is left afterwards has no column: a row in which the verifier finds anything is refused.
         """
         return [
             {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from array import array
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from rlhf.data.prepared import file_hash
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import ImageFolder
 from rlhf.errors import DataError, ImageError, RowError
+from rlhf.ledger import write_whole
 from rlhf.scrub.audit import Audit
 from rlhf.scrub.manifest import MANIFEST
 from rlhf.scrub.rows import VERSION, LeakError, scrub_row
@@ -116,17 +116,17 @@ def assemble(
             counts[source] = _write_source(partial / source, files, source, rejected, ledger, audit)
     total = sum(count["rows"] for count in counts.values()) + rejected.count
     rejected.check(total, max_rejected_share)
-    _write(partial / AUDIT, audit.table())
+    write_whole(partial / AUDIT, _json(audit.table()))
     names = [*counts, LEDGER, AUDIT, "rejected.jsonl"]
     manifest = {
         **identity,
         "version": VERSION,
-        "sources": {name: count for name, count in counts.items()},
+        "sources": counts,
         "rejected": dict(sorted(rejected.kinds.items())),
         "files": [file_hash(partial / name) for name in names],
     }
     (partial / "report.html").write_text(audit.page(manifest), encoding="utf-8")
-    _write(partial / MANIFEST, manifest)
+    write_whole(partial / MANIFEST, _json(manifest))
     partial.rename(folder)
     return manifest
 
@@ -210,8 +210,5 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _write(path: Path, content: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
