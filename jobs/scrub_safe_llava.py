@@ -60,10 +60,10 @@ def run(config: ScrubConfig) -> dict[str, Any]:
     paths = [Path(resolve(source)) for source in config.sources]
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise ConfigError([f"sources: no such file {path}; mend the path" for path in missing])
-    identity = {"scrubbed_from": [file_hash(path) for path in paths], "hair": config.hair}
+    identity = {"scrubbed_from": [file_hash(path) for path in paths], "hair": config.hair, "version": VERSION}
     manifest = _finished(folder, identity)
     if manifest is None:
-        cut = json.dumps([identity, config.rows_per_unit, config.image_root, VERSION])
+        cut = json.dumps([identity, config.rows_per_unit, config.image_root])
         parts = work / hashlib.sha256(cut.encode()).hexdigest()[:16]
         units = _plan(paths, config.rows_per_unit)
         pending = [asdict(unit) for unit in units if not part_file(parts, unit).exists()]
@@ -94,7 +94,7 @@ def _finished(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise ConfigError([f"folder: {folder} exists and has no readable {MANIFEST}; give another folder"]) from None
-    if changed := [key for key in (*identity, "version") if manifest.get(key) != {**identity, "version": VERSION}[key]]:
+    if changed := [key for key in identity if manifest.get(key) != identity[key]]:
         raise ConfigError(
             [f"folder: {folder} was scrubbed from or with other {', '.join(changed)}; give another folder"]
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from rlhf.data.rows import read_json
 from rlhf.evaluation.benchmark import COUNTED, Measure
+from rlhf.ledger import write_whole
 from rlhf.metrics import read_json_lines
 from rlhf.report import REPORT_FILE, Picture, embed, environment, evenly
 
@@ -73,9 +73,7 @@ def write_benchmarks(folder: Path, names: Sequence[str]) -> Path:
     labels = sorted({record["label"] for records in found.values() for record in records} - {""})
     page = environment().get_template("benchmarks.html.j2").render(sections=sections, labels=labels)
     path = folder / REPORT_FILE
-    draft = path.with_suffix(".partial")
-    draft.write_text(page, encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, page)
     return path
 
 

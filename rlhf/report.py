@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from rlhf.data.images import load_image
 from rlhf.data.rows import read_json
 from rlhf.errors import DataError, ImageError
 from rlhf.evaluation.reward_model import RESULTS_FILE
+from rlhf.ledger import write_whole
 from rlhf.metrics import METRICS_FILE, SAMPLES_FILE, read_json_lines
 from rlhf.reward_report import reward_section
 
@@ -152,9 +152,7 @@ def write_report(folder: Path) -> Path:
         )
     )
     path = folder / REPORT_FILE
-    draft = path.with_suffix(".partial")
-    draft.write_text(page, encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, page)
     return path
 
 

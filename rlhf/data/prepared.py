@@ -25,6 +25,7 @@ from rlhf.data.spa_vl_hub import stored_image
 from rlhf.data.spa_vl_labels import QUESTION_TYPES
 from rlhf.data.subset import SubsetConfig, label_key, nested_subset
 from rlhf.errors import ConfigError, DataError, ImageError, RowError
+from rlhf.ledger import write_whole
 
 MANIFEST = "manifest.json"
 _KINDS = {error.__name__: error for error in (DataError, RowError, ImageError)}
@@ -212,7 +213,4 @@ def _chosen_records(parts: Sequence[Path], chosen: set[int]) -> Iterator[dict[st
 
 
 def _write(path: Path, content: Any) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -117,7 +117,7 @@ def _of_a_person(text: Text, place: int, body: bool = False) -> bool:
         word = text.words[index]
         if word.sentence != text.words[last].sentence:
             return otherwise
-        if word.bare in text.taxonomy.animals or word.bare in text.taxonomy.figures:
+        if word.bare in text.taxonomy.not_people:
             return False
         if word.lower in _PERSONAL or word.lower in _POSSESSIVE or text.taxonomy.is_person(word.bare):
             return True
@@ -127,8 +127,7 @@ def _of_a_person(text: Text, place: int, body: bool = False) -> bool:
 def _of_an_animal(text: Text, place: int) -> bool:
     """Whether the sentence names an animal or a figure anywhere."""
     index = min(text.count_before(place), len(text.words) - 1)
-    others = text.taxonomy.animals | text.taxonomy.figures
-    return index >= 0 and any(text.words[one].bare in others for one in text.sentence_of(index))
+    return index >= 0 and any(text.words[one].bare in text.taxonomy.not_people for one in text.sentence_of(index))
 
 
 def _without_clause(text: Text, known: Patterns, start: int, end: int, attribute: Attribute, rule: str) -> Edit:

@@ -120,7 +120,6 @@ def assemble(
     names = [*counts, LEDGER, AUDIT, "rejected.jsonl"]
     manifest = {
         **identity,
-        "version": VERSION,
         "sources": counts,
         "rejected": dict(sorted(rejected.kinds.items())),
         "files": [file_hash(partial / name) for name in names],

@@ -114,7 +114,7 @@ def _modifies(text: Text, index: int) -> bool:
 def _attribute(text: Text, place: int, head: int, child: bool) -> Attribute | None:
     """What the word at `place` tells about the person at `head`; None if nothing."""
     word, noun = text.words[place], text.words[head]
-    attribute = text.taxonomy.modifiers.get(word.lower) or _measure(word, text.words[place + 1])
+    attribute = text.taxonomy.modifiers.get(word.lower) or _measure(word)
     if word.lower in _SMALL:
         attribute = "age" if child else None
     if attribute is None or attribute not in text.taxonomy.attributes:
@@ -133,7 +133,7 @@ def _describes_a_thing(text: Text, head: int) -> bool:
     return text.words[head].possessive and following in text.taxonomy.things
 
 
-def _measure(word: Word, following: Word) -> Attribute | None:
+def _measure(word: Word) -> Attribute | None:
     """ "25-year-old" and "200-pound", also in words ("five-year-old")."""
     if word.lower.endswith(("-year-old", "-years-old", "-month-old", "-something")):
         return "age"
@@ -173,9 +173,7 @@ def is_head(text: Text, index: int) -> bool:
 def _goes_on(text: Text, index: int, following: Word) -> bool:
     """Whether the noun only describes the next one: "baby elephant", "men room", "female voice"."""
     lists, word = text.taxonomy, text.words[index]
-    if following.lower in lists.animals or following.lower in lists.figures:
-        return True
-    if following.lower in lists.things:
+    if following.lower in lists.not_people or following.lower in lists.things:
         return True
     if lists.is_person(following.bare) and word.bare in _ALSO_ADJECTIVES:
         return True  # the next word is the head and this one describes it

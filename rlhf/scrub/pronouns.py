@@ -78,7 +78,7 @@ def _owners(text: Text) -> list[bool]:
             before = _verdict(before, person, sure, other)
             person = sure = other = False
         found.append(_verdict(before, person, sure, other))
-        if word.bare in lists.animals or word.bare in lists.figures:
+        if word.bare in lists.not_people:
             other = True
         elif lists.is_person(word.bare) and is_head(text, index):
             person, sure = True, sure or word.bare not in EITHER

@@ -102,7 +102,7 @@ def _about_a_person(text: Text) -> bool:
     """Whether a person is spoken of and no animal, figure or thing stands where the subject is."""
     words = text.words
     people = [word for word in words if word.lower in _PERSONAL or text.taxonomy.is_person(word.bare)]
-    others = [word for word in words if word.bare in text.taxonomy.animals or word.bare in text.taxonomy.figures]
+    others = [word for word in words if word.bare in text.taxonomy.not_people]
     if not people:
         return not others and text.context.somebody and _NOBODY_NAMED.search(text.text) is not None
     if not others:
@@ -113,7 +113,7 @@ def _about_a_person(text: Text) -> bool:
 def _yes_or_no(text: Text) -> set[Attribute]:
     """ "Is this a man?", "Is the person young?", "Are they Asian?": what is asked is the attribute itself."""
     match = _IDENTITY.match(text.text.strip())
-    if match is None or any(word.bare in text.taxonomy.animals | text.taxonomy.figures for word in text.words):
+    if match is None or any(word.bare in text.taxonomy.not_people for word in text.words):
         return set()
     values = re.findall(r"[\w-]+", match["value"].lower())
     if not values or any(word not in _LINKS and not _tells(text, word) for word in values):
@@ -127,7 +127,7 @@ def _yes_or_no(text: Text) -> set[Attribute]:
 
 def _by_choice(text: Text) -> set[Attribute]:
     """ "How many women are there?", "Who is taller, the man or the woman?": the answer would tell the attribute."""
-    if any(word.bare in text.taxonomy.animals | text.taxonomy.figures for word in text.words):
+    if any(word.bare in text.taxonomy.not_people for word in text.words):
         return set()
     if opening := _COUNTS.match(text.text.strip()):
         for name in text.text.strip()[opening.end() :].lower().replace("?", "").split():

@@ -39,6 +39,7 @@ class Taxonomy:
     animals: frozenset[str]
     figures: frozenset[str]
     things: frozenset[str]
+    not_people: frozenset[str]  # animals and figures
     titles: frozenset[str]
     idioms: re.Pattern[str]
 
@@ -61,6 +62,7 @@ def taxonomy(with_hair: bool = False) -> Taxonomy:
         animals=frozenset(contexts["animals"]),
         figures=frozenset(contexts["figures"]),
         things=frozenset(contexts["things"]),
+        not_people=frozenset((*contexts["animals"], *contexts["figures"])),
         titles=frozenset(contexts["titles"]),
         idioms=re.compile(r"\b(?:" + "|".join(contexts["idioms"]) + r")\b", re.IGNORECASE),
     )

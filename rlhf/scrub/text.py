@@ -133,7 +133,7 @@ class Text:
         return any(low <= start and end <= high for low, high in self.protected)
 
     def adjacent(self, left: int, right: int) -> bool:
-        """Whether only white space is between two words, given by index."""
+        """Whether the left word, given by index, comes before the right one in the same sentence."""
         return 0 <= left < right < len(self.words) and self.words[left].sentence == self.words[right].sentence
 
     @cached_property
