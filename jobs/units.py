@@ -22,7 +22,7 @@ def run_units(worker: type, arguments: tuple[Any, ...], units: Sequence[dict[str
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     items = ray.data.from_items(list(units), override_num_blocks=len(units))
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=workers)
+    pool = ray.data.ActorPoolStrategy(min_size=1, initial_size=workers, max_size=workers)  # all that fit start at once
     done = items.map(worker, fn_constructor_args=arguments, num_cpus=1, compute=pool)
     spoken, rows = time.monotonic(), 0
     for count, result in enumerate(done.iter_rows(), start=1):
