@@ -44,7 +44,7 @@ class WorldSizes:
     pairs_train: int = 1200
     pairs_val: int = 120
     test_prompts: int = 120
-    vlguard_train: int = 600
+    vlguard_train: int = 720
     vlguard_test: int = 240
 
 
