@@ -1,10 +1,9 @@
-"""All roles of one online run: started together, restored together, ended together."""
+"""All roles of one online run: started together, ended together."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -54,14 +53,6 @@ class Team:
         """What the loop needs."""
         reference = self.reference or self.policy.reference()
         return Roles(self.policy, self.critic, reference, self.reward, self.rollout)
-
-    def restore(self, checkpoint: Path) -> None:
-        """Bring policy and critic (if there is one) to a checkpoint."""
-        loading = [self.policy.load(checkpoint / "policy")]
-        if self.critic:
-            loading.append(self.critic.load(checkpoint / "critic"))
-        for one in loading:
-            one.result()
 
     def kill(self) -> None:
         """End every process of every role."""

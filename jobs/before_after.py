@@ -15,6 +15,7 @@ from rlhf.data.rejected import RejectedRows
 from rlhf.data.spa_vl import load_prompts
 from rlhf.evaluation.before_after import Answers, evaluate, record
 from rlhf.roles import Reward
+from rlhf.selection import SELECTION_FILE, in_words
 
 
 def evaluation_prompts(path: str | None, image_root: str, rejected: RejectedRows) -> list[Prompt]:
@@ -51,7 +52,7 @@ def answer(
 
 
 def show(folder: Path) -> dict[str, Any]:
-    """Print the before/after table of a run folder and return its summary."""
+    """Print the before/after table of a run folder, with which checkpoint was chosen, and return its summary."""
     from rich.console import Console
     from rich.table import Table
 
@@ -63,5 +64,7 @@ def show(folder: Path) -> dict[str, Any]:
         for name in summary["before"]:
             table.add_row(name, *(f"{summary[moment][name]:.3f}" for moment in ("before", "after")))
         console.print(table)
+    if (folder / SELECTION_FILE).exists():
+        console.print(in_words(json.loads((folder / SELECTION_FILE).read_text())), soft_wrap=True, highlight=False)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     return summary

@@ -21,9 +21,10 @@ from rlhf.data.rejected import RejectedRows
 from rlhf.data.spa_vl import load_pairs
 from rlhf.errors import DataError, WorkerLostError
 from rlhf.models.compatible import check_same_inputs
-from rlhf.online import state_of, train
+from rlhf.online import restore, state_of, take_best, train
 from rlhf.online_config import OnlineConfig
 from rlhf.rewards import learned_rewards
+from rlhf.selection import check_prompts
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Inputs:
     processor: Processor
     prompts: list[Prompt]
     evaluation: list[Prompt]
+    validation: list[Prompt]
     canary: tuple[list[Prompt], list[list[int]]]
 
 
@@ -82,10 +84,10 @@ def _attempt(config: OnlineConfig, folder: RunFolder, inputs: Inputs, placement:
         checkpoint = folder.checkpoints.latest()
         for reason in folder.checkpoints.skipped:
             print(f"passed over a damaged checkpoint: {reason}", flush=True)
-        state = state_of(checkpoint, config)
+        state, roles = state_of(checkpoint, config), team.roles()
         if checkpoint:
             print(f"going on from {checkpoint.folder}", flush=True)
-            team.restore(checkpoint.folder)
+            restore(roles, checkpoint)
         sync = team.rollout.sync(state.iteration)
         print(
             f"ready after {time.monotonic() - began:.0f} s: {sync.megabytes:.1f} MB of weights in the engines, "
@@ -94,7 +96,8 @@ def _attempt(config: OnlineConfig, folder: RunFolder, inputs: Inputs, placement:
         )
         if not (folder.path / "evaluation" / "before.jsonl").exists():
             _answer(config, folder, team, inputs.evaluation, "before")
-        state = train(team.roles(), inputs.prompts, inputs.processor, config, folder)
+        state = train(roles, inputs.prompts, inputs.processor, config, folder, inputs.validation)
+        take_best(state, roles, config, folder, inputs.validation)
         _answer(config, folder, team, inputs.evaluation, "after")
         team.policy.export(folder.path / "model").result()
         if team.critic:
@@ -116,19 +119,24 @@ def read_inputs(config: OnlineConfig, folder: Path) -> Inputs:
         check_same_inputs(config.model, config.critic.model, "critic.model")
     root = Path(resolve(data.image_root))
     pairs = load_pairs(resolve(data.train), data.keywords, root, rejected)
-    evaluation = evaluation_prompts(data.evaluation, data.evaluation_image_root or data.image_root, rejected)
-    budget = config.sampling.max_new_tokens
-    prompts = fitting([pair.prompt for pair in pairs], processor, budget, config.rollout.max_length, rejected)
-    evaluation = fitting(evaluation, processor, budget, config.rollout.max_length, rejected)
-    rejected.check(len(prompts) + len(evaluation) + rejected.count, data.max_rejected_share)
+    budget, context = config.sampling.max_new_tokens, config.rollout.max_length
+    prompts = fitting([pair.prompt for pair in pairs], processor, budget, context, rejected)
+    unseen = data.evaluation_image_root or data.image_root
+    evaluation, validation = (
+        fitting(evaluation_prompts(path, unseen, rejected), processor, budget, context, rejected)
+        for path in (data.evaluation, data.validation)
+    )
+    rejected.check(len(prompts) + len(evaluation) + len(validation) + rejected.count, data.max_rejected_share)
     if rejected.count:
         print(f"left out, as data.max_rejected_share allows: {dict(rejected.kinds)} ({rejected.path})", flush=True)
     if not prompts:
         raise DataError("no usable prompt", source=data.train)
+    if config.selection:
+        check_prompts(validation, evaluation)
     chosen = [pair for pair in pairs if pair.prompt.image][: config.loop.canary_prompts]
     rows = [processor.encode(pair.prompt, pair.chosen) for pair in chosen]
     answers = [[token for token, counts in zip(row.ids, row.response, strict=True) if counts] for row in rows]
-    return Inputs(processor, prompts, evaluation, ([pair.prompt for pair in chosen], answers))
+    return Inputs(processor, prompts, evaluation, validation, ([pair.prompt for pair in chosen], answers))
 
 
 def _answer(config: OnlineConfig, folder: RunFolder, team: Any, prompts: Sequence[Prompt], moment: str) -> None:

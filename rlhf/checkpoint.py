@@ -35,11 +35,11 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """Checkpoints of one run, newest `keep` of them on disk."""
+    """Checkpoints of one run, newest `keep` of them on disk beside a pinned one."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder, self._keep = folder, keep
-        self.skipped: list[str] = []  # damaged checkpoints that `latest` passed over, with the reason
+        self.skipped: list[str] = []  # damaged checkpoints that were passed over, with the reason
 
     def begin(self, step: int) -> Path:
         """An empty folder to save into; nobody reads it before `commit`."""
@@ -48,8 +48,8 @@ class CheckpointStore:
         partial.mkdir(parents=True)
         return partial
 
-    def commit(self, step: int, state: dict[str, Any]) -> Checkpoint:
-        """Hash what was saved, write state and manifest, rename, drop the oldest."""
+    def commit(self, step: int, state: dict[str, Any], pinned: int | None = None) -> Checkpoint:
+        """Hash what was saved, write state and manifest, rename, drop the oldest; the step `pinned` stays."""
         partial = self._partial(step)
         (partial / "state.json").write_text(json.dumps(state))
         files = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -62,19 +62,29 @@ class CheckpointStore:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync(self._folder)
-        for old in self._complete()[: -self._keep]:
+        held = None if pinned is None else self._final(pinned)
+        for old in [folder for folder in self._complete() if folder != held][: -self._keep]:
             shutil.rmtree(old)
         return Checkpoint(final, step, state)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint whose files all match their hashes."""
         for folder in reversed(self._complete()):
-            problem = _damage(folder)
-            if problem is None:
-                manifest = json.loads((folder / MANIFEST).read_text())
-                return Checkpoint(folder, manifest["step"], json.loads((folder / "state.json").read_text()))
-            self.skipped.append(f"{folder.name}: {problem}")
+            if found := self._intact(folder):
+                return found
         return None
+
+    def at(self, step: int) -> Checkpoint | None:
+        """The checkpoint of a step; None if it is damaged or not there."""
+        return self._intact(self._final(step))
+
+    def _intact(self, folder: Path) -> Checkpoint | None:
+        problem = _damage(folder)
+        if problem is not None:
+            self.skipped.append(f"{folder.name}: {problem}")
+            return None
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return Checkpoint(folder, manifest["step"], json.loads((folder / "state.json").read_text()))
 
     def _complete(self) -> list[Path]:
         return sorted(self._folder.glob("step-*"))

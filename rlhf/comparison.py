@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
+from rlhf.data.rows import read_json
 from rlhf.errors import DataError
 from rlhf.evaluation.before_after import RATES
 from rlhf.metrics import METRICS_FILE, read_json_lines
 from rlhf.report import environment
+from rlhf.selection import SELECTION_FILE
 
 COMPARISON_FILE = "report.html"
 _TITLES = {
@@ -98,7 +100,8 @@ def _line(folder: Path, summary: dict[str, Any]) -> Line:
     prompts = int(sum(after[name] for name in set(RATES.values())))
     score = after.get("mean_score")
     shown = "-" if score is None or score != score else f"{score:.2f}"
-    return Line(config["run"]["name"], _method(config), prompts, cells, shown, _minutes(folder))
+    method = _method(config) + _chosen(folder)
+    return Line(config["run"]["name"], method, prompts, cells, shown, _minutes(folder))
 
 
 def _method(config: dict[str, Any]) -> str:
@@ -106,6 +109,11 @@ def _method(config: dict[str, Any]) -> str:
     name = str(algorithm.get("kind") or f"dpo ({algorithm.get('loss', 'sigmoid')})").upper()
     lora = config.get("policy", {}).get("trainable", {}).get("lora")
     return f"{name}, LoRA r {lora['rank']}" if lora else f"{name}, all weights"
+
+
+def _chosen(folder: Path) -> str:
+    path = folder / SELECTION_FILE
+    return f", iteration {read_json(path)['best']} chosen" if path.exists() else ""
 
 
 def _minutes(folder: Path) -> str:

@@ -43,7 +43,7 @@ class RunConfig(Config):
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps (PPO: iterations) between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """How many complete checkpoints stay on disk."""
+    """How many complete checkpoints stay on disk, beside the best so far of a run with `selection`."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""
     max_restarts: int = Field(default=2, ge=0)

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 Series = dict[str, tuple[list[int], list[float]]]  # metric -> steps, values; gaps where a value was not finite
 
 _COLOURS = ("#2b6cb0", "#d9730d", "#3a8f6f", "#8b5fa8", "#b08d1a", "#5f6b7a", "#c0507a", "#3a9fbf")
+_PALE = "#8a94a3"
 _DASHES = ("-", "--", ":")
 _BORDERS = {"-": "solid", "--": "dashed", ":": "dotted"}  # the same line styles in the legend's CSS
 _STYLE = {
@@ -69,6 +70,11 @@ class _Plan:
 
 _PLANS = (
     _Plan("Reward", ("score/mean",), "Score of the reward model, with one standard deviation.", spread="score/std"),
+    _Plan(
+        "Validation",
+        ("evaluation/helpfulness", "evaluation/harm", "evaluation/over_refusal"),
+        "Shares on the prompts that the checkpoint is chosen by.",
+    ),
     _Plan("KL to the reference", ("kl/sequence",), "Nats per response: how far the policy has moved."),
     _Plan("KL per token", ("kl/token",), "Nats per response token."),
     _Plan("KL coefficient", ("kl/coefficient",), "Price of one nat; constant unless it adapts.", exact=True),
@@ -128,11 +134,11 @@ def reliability_panel(bins: Sequence[Mapping[str, Any]]) -> Panel:
         [abs(one["interval"][side] - one["observed"]) for one in full] for side in (0, 1)
     )  # what a Wilson interval of 0 or 1 hits leaves no bar on that side
     figure, axes = _canvas(height=2.9)
-    axes.plot([0, 1], [0, 1], "--", color="#8a94a3", linewidth=1.2)
+    axes.plot([0, 1], [0, 1], "--", color=_PALE, linewidth=1.2)
     axes.errorbar(predicted, observed, (below, above), fmt="o-", color=_COLOURS[0], markersize=4, linewidth=1.4)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted probability", ylabel="observed share")
     hint = "How often the first of two answers is the preferred one, where the model says so with this probability."
-    curves = (Curve("this model", _COLOURS[0], "solid", ""), Curve("what it says comes true", "#8a94a3", "dashed", ""))
+    curves = (Curve("this model", _COLOURS[0], "solid", ""), Curve("what it says comes true", _PALE, "dashed", ""))
     return Panel(title, hint, curves, _svg(figure, axes, title, steps=False))
 
 
@@ -152,6 +158,34 @@ def margins_panel(edges: Sequence[float], counts: Sequence[int]) -> Panel:
         curves,
         _svg(figure, axes, title, steps=False),
     )
+
+
+def trade_off_panel(selection: Mapping[str, Any], across: str, title: str, hint: str) -> Panel:
+    """Harm against the share `across` of every evaluated iteration, in percent, from `evaluation/selection.json`."""
+    points = {one["iteration"]: (100 * one[across], 100 * one["harm"]) for one in selection["points"]}
+    front, chosen = {one: points[one] for one in selection["front"]}, selection["best"]
+    figure, axes = _canvas(height=2.9)
+    for place in (points[one] for one in points if one not in front):
+        axes.plot(*place, "o", color=_PALE, markerfacecolor="white", markersize=5)
+    axes.plot(*zip(*sorted(front.values()), strict=True), "o-", color=_COLOURS[0], markersize=5, linewidth=0.8)
+    axes.plot(*points[chosen], "*", color=_COLOURS[1], markersize=13)
+    for iteration, place in front.items():  # the table names the others
+        axes.annotate(str(iteration), place, (6, 5), textcoords="offset points", fontsize=8, color="#1c2530")
+    bounds = {key: 100 * share for key, share in selection["bounds"].items() if key in ("harm", across)}
+    for key, share in bounds.items():
+        (axes.axhline if key == "harm" else axes.axvline)(share, linestyle=":", color="#1c2530", linewidth=1.0)
+    for limit, values in zip((axes.set_xlim, axes.set_ylim), zip(*points.values(), strict=True), strict=True):
+        low, high = min(values), max(values)
+        room = max(2.0, 0.2 * (high - low))
+        limit(max(low - room, -room / 4), min(high + room, 100 + room / 4))
+    axes.set(xlabel=f"{across.replace('_', '-')}, %", ylabel="harm, %")
+    curves = [
+        Curve("chosen", _COLOURS[1], "solid", f"iteration {chosen}"),
+        Curve("Pareto front", _COLOURS[0], "solid", ""),
+        Curve("surpassed", _PALE, "solid", ""),
+        *([Curve("bound", "#1c2530", "dotted", "")] if bounds else []),
+    ]
+    return Panel(title, hint, tuple(curves), _svg(figure, axes, title, steps=False))
 
 
 def _series(rows: Sequence[Mapping[str, Any]]) -> Series:

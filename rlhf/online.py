@@ -26,7 +26,9 @@ from rlhf.errors import LogprobGapError, StaleRolloutError
 from rlhf.metrics import MetricsLog, Progress, SamplesLog
 from rlhf.monitors import reward_monitors
 from rlhf.online_config import LoopConfig, OnlineConfig
+from rlhf.pareto import Point, best
 from rlhf.roles import Roles, Rollout
+from rlhf.selection import choose, measure, record
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class OnlineState:
     cursor: int = 0  # prompts taken from the stream so far
     kl_coefficient: float = 0.0
     multipliers: dict[str, Multiplier] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()  # what was evaluated so far; `selection` chooses among them
 
 
 @dataclass
@@ -69,7 +72,7 @@ class Iteration:
 def iterate(
     state: OnlineState, roles: Roles, prompts: Sequence[Prompt], processor: Processor, config: OnlineConfig
 ) -> Iteration:
-    """Steps 1 to 9 of one iteration; the caller saves (step 10)."""
+    """Steps 1 to 9 of one iteration; the caller evaluates and saves (step 10)."""
     clock, loop, seed = Stopwatch(), config.loop, config.run.seed
     # 1. The next prompts: text and image references, no pixels.
     rows = rows_at(len(prompts), seed, state.cursor, loop.prompts_per_iteration)
@@ -110,24 +113,41 @@ def iterate(
     metrics |= constrained | reward_monitors(completions, scores)
     metrics["rollout/tokens_per_second"] = float(tokens.response_mask.sum()) / clock.seconds["seconds/generate"]
     samples = _samples(batch, completions, scores, loop.samples_per_iteration)
-    after = OnlineState(state.iteration + 1, state.cursor + len(rows), controller.coefficient, multipliers)
+    after = replace(
+        state,
+        iteration=state.iteration + 1,
+        cursor=state.cursor + len(rows),
+        kl_coefficient=controller.coefficient,
+        multipliers=multipliers,
+    )
     return Iteration(after, metrics, samples)
 
 
 def train(
-    roles: Roles, prompts: Sequence[Prompt], processor: Processor, config: OnlineConfig, folder: RunFolder
+    roles: Roles,
+    prompts: Sequence[Prompt],
+    processor: Processor,
+    config: OnlineConfig,
+    folder: RunFolder,
+    validation: Sequence[Prompt] = (),
 ) -> OnlineState:
-    """Iterate to the end, going on from the newest checkpoint. The engines must hold that checkpoint's weights."""
+    """Iterate to the end, going on from the newest checkpoint. The engines must hold that checkpoint's weights.
+
+    With `config.selection` the policy answers the `validation` prompts when due; `take_best` then ends the run.
+    """
     state = state_of(folder.checkpoints.latest(), config)
+    if config.selection:  # what a lost part of the run had measured is forgotten
+        record(folder.path, state.points, config.selection.bounds, validation)
     log, samples = MetricsLog(folder.path, state.iteration), SamplesLog(folder.path, state.iteration)
     with Progress(config.run.name, config.loop.iterations, state.iteration) as progress:
         while state.iteration < config.loop.iterations:
             done = iterate(state, roles, prompts, processor, config)
-            state, metrics = done.state, done.metrics
-            # 10. When due, save everything that must resume as one state.
-            if state.iteration % config.run.checkpoint_every == 0 or state.iteration == config.loop.iterations:
+            # 10. When due, evaluate, and save everything that must resume as one state.
+            state, measured = _evaluated(done.state, roles, validation, config, folder)
+            metrics, last = done.metrics | measured, state.iteration == config.loop.iterations
+            if last or measured or state.iteration % config.run.checkpoint_every == 0:
                 start = time.monotonic()
-                save(state, roles, folder)
+                save(state, roles, config, folder)
                 metrics["seconds/checkpoint"] = time.monotonic() - start
             log.log(state.iteration, metrics)
             samples.append(state.iteration, done.samples)
@@ -144,19 +164,63 @@ def state_of(checkpoint: Checkpoint | None, config: OnlineConfig) -> OnlineState
         multipliers = first_multipliers(config.constraints)
         return OnlineState(kl_coefficient=config.algorithm.kl_coefficient, multipliers=multipliers)
     known = {name: Multiplier(**one) for name, one in checkpoint.state.get("multipliers", {}).items()}
-    return OnlineState(**{**checkpoint.state, "multipliers": known})
+    points = tuple(Point(**one) for one in checkpoint.state.get("points", ()))
+    return OnlineState(**{**checkpoint.state, "multipliers": known, "points": points})
 
 
-def save(state: OnlineState, roles: Roles, folder: RunFolder) -> None:
-    """Write one checkpoint: policy, critic and loop state together."""
+def save(state: OnlineState, roles: Roles, config: OnlineConfig, folder: RunFolder) -> None:
+    """Write one checkpoint: policy, critic and loop state together. The best of the evaluated ones stays on disk."""
     target = folder.checkpoints.begin(state.iteration)
     saving = [roles.policy.save(target / "policy")]
     if roles.critic:
         saving.append(roles.critic.save(target / "critic"))
     for one in saving:
         one.result()
-    folder.checkpoints.commit(state.iteration, asdict(state))
+    pinned = None
+    if config.selection and state.points:
+        pinned = best(state.points, config.selection.bounds).iteration
+    folder.checkpoints.commit(state.iteration, asdict(state), pinned)
     folder.publish()
+
+
+def restore(roles: Roles, checkpoint: Checkpoint) -> None:
+    """The inverse of `save` for policy and critic; the engines need a sync afterwards."""
+    loading = [roles.policy.load(checkpoint.folder / "policy")]
+    if roles.critic:
+        loading.append(roles.critic.load(checkpoint.folder / "critic"))
+    for one in loading:
+        one.result()
+
+
+def take_best(
+    state: OnlineState, roles: Roles, config: OnlineConfig, folder: RunFolder, validation: Sequence[Prompt]
+) -> None:
+    """After training, bring policy, critic and engines to the checkpoint that `config.selection` chooses, if it is set.
+
+    Raises CheckpointError where no evaluated checkpoint can be read.
+    """
+    if config.selection is None:
+        return
+    bounds = config.selection.bounds
+    choice = choose(state.points, bounds, folder.checkpoints, present=state.iteration)
+    record(folder.path, state.points, bounds, validation, choice.lost)
+    if choice.checkpoint:
+        restore(roles, choice.checkpoint)
+        roles.rollout.sync(choice.checkpoint.step)
+
+
+def _evaluated(
+    state: OnlineState, roles: Roles, validation: Sequence[Prompt], config: OnlineConfig, folder: RunFolder
+) -> tuple[OnlineState, dict[str, float]]:
+    """The state with one more point, and its metrics; nothing new where no evaluation is due."""
+    selection = config.selection
+    if selection is None or (state.iteration % selection.every and state.iteration < config.loop.iterations):
+        return state, {}
+    start = time.monotonic()
+    point, metrics = measure(roles.rollout, validation, config.sampling.max_new_tokens, state.iteration)
+    state = replace(state, points=(*state.points, point))
+    record(folder.path, state.points, selection.bounds, validation)
+    return state, metrics | {"seconds/evaluate": time.monotonic() - start}
 
 
 def _repeated(prompts: Sequence[Prompt], times: int) -> list[Prompt]:

@@ -7,10 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rlhf.algorithms import AlgorithmConfig
-from rlhf.config import Config, DeepSpeedConfig, ModelConfig, OptimizerConfig, RoleConfig, RunConfig, TrainableConfig
+from rlhf.config import (
+    Config,
+    DeepSpeedConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RoleConfig,
+    RunConfig,
+    TrainableConfig,
+    resolve,
+)
 from rlhf.constraints import ConstraintConfig
 from rlhf.rewards import RewardConfig
 from rlhf.rollout.base import RolloutConfig, Sampling
+from rlhf.selection import SelectionConfig
 
 
 class PromptDataConfig(Config):
@@ -24,8 +34,10 @@ class PromptDataConfig(Config):
     """Folder that the rows' image paths are relative to."""
     evaluation: str | None = None
     """Keyword configuration of evaluation prompts; the keyword is their kind (harmful, biometric, benign)."""
+    validation: str | None = None
+    """The same for prompts that `selection` chooses the checkpoint by; none of them may be an evaluation prompt."""
     evaluation_image_root: str | None = None
-    """Folder of the evaluation images; image_root if unset."""
+    """Folder of the images of evaluation and validation; image_root if unset."""
     max_rejected_share: float = Field(default=0.0, ge=0, le=1)
     """Stop if more than this share of rows is unusable."""
     label: str = ""
@@ -101,6 +113,8 @@ class OnlineConfig(Config):
     algorithm: Annotated[AlgorithmConfig, Field(discriminator="kind")]
     constraints: tuple[ConstraintConfig, ...] = ()
     """Parts of the reward that may not exceed a bound on average, each with a multiplier of its own."""
+    selection: SelectionConfig | None = None
+    """Evaluation while training, and by it the checkpoint that becomes the model; unset, the last iteration's does."""
     sampling: Sampling
     rollout: RolloutConfig
     loop: LoopConfig
@@ -108,7 +122,7 @@ class OnlineConfig(Config):
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> OnlineConfig:
-        problems = [*self._roles_that_do_not_fit(), *self._batches_that_do_not_fit()]
+        problems = [*self._roles_that_do_not_fit(), *self._batches_that_do_not_fit(), *self._selection_that_cannot_be()]
         if self.sampling.max_new_tokens >= self.rollout.max_length:
             problems.append("sampling.max_new_tokens leaves no room for a prompt in rollout.max_length")
         if self.rollout.max_length > self.model.max_length:
@@ -159,6 +173,25 @@ class OnlineConfig(Config):
                     f"algorithm.mini_batch_size={mini} does not divide into roles.{name}.ranks={role.ranks} x "
                     f"{name}.micro_rows={learner.micro_rows}: choose a multiple of {unit}"
                 )
+        return problems
+
+    def _selection_that_cannot_be(self) -> list[str]:
+        problems = []
+        validation, evaluation = self.data.validation, self.data.evaluation
+        if self.selection and not validation:
+            problems.append("selection needs prompts to choose by: set data.validation")
+        if validation and not self.selection:
+            problems.append("data.validation is used by nothing without selection: set selection.every, or remove it")
+        if validation and evaluation and resolve(validation) == resolve(evaluation):
+            problems.append(
+                "data.validation and data.evaluation are one file: a checkpoint that is chosen by the reported prompts "
+                "flatters them, give others"
+            )
+        if self.selection and self.selection.every >= self.loop.iterations:
+            problems.append(
+                f"selection.every={self.selection.every} leaves nothing to choose from but the last of "
+                f"loop.iterations={self.loop.iterations}: lower it"
+            )
         return problems
 
     @property

@@ -26,6 +26,8 @@ from rlhf.ledger import write_whole
 from rlhf.metrics import METRICS_FILE, SAMPLES_FILE, read_json_lines
 from rlhf.monitors import hacking_signs
 from rlhf.reward_report import reward_section
+from rlhf.selection import SELECTION_FILE
+from rlhf.selection_report import selection_section
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
@@ -126,7 +128,8 @@ def write_report(folder: Path) -> Path:
         absent.append((name, purpose))
         return empty
 
-    reward = reward_section(read_json(folder / RESULTS_FILE) if (folder / RESULTS_FILE).exists() else {})
+    reward = reward_section(_if_there(folder / RESULTS_FILE))
+    selection = selection_section(_if_there(folder / SELECTION_FILE))
     metrics = read(METRICS_FILE, "no curves", read_json_lines, [])
     summary = read("evaluation/summary.json", "no before and after table", read_json, {})
     before = read("evaluation/before.jsonl", "no answers from before training", read_json_lines, [])
@@ -150,6 +153,7 @@ def write_report(folder: Path) -> Path:
             config=config,
             absent=[one for one in absent if not (reward and one[0] in _OF_POLICIES)],
             reward=reward,
+            selection=selection,
         )
     )
     path = folder / REPORT_FILE
@@ -234,6 +238,10 @@ def evenly(items: Sequence[Item], count: int) -> list[Item]:
     if len(items) <= count:
         return list(items)
     return [items[round(position * (len(items) - 1) / (count - 1))] for position in range(count)]
+
+
+def _if_there(path: Path) -> Row:
+    return read_json(path) if path.exists() else {}
 
 
 def _run_name(config: str, folder: Path) -> str:

@@ -1,8 +1,8 @@
 """The embedded data set: a small drawn world, written in the formats that the real data come in.
 
 `write_world` makes one folder with images, LLaVA conversations (pretrain.json, sft.json), SPA-VL preference pairs with
-their keyword configs (pairs_train.json, pairs_val.json), test prompts (test.json) and VLGuard's metadata
-(vlguard_train.json, vlguard_test.json). Same seed, same bytes.
+their keyword configs (pairs_train.json, pairs_val.json), test prompts (test.json), prompts to choose a checkpoint by
+(validation.json) and VLGuard's metadata (vlguard_train.json, vlguard_test.json). Same seed, same bytes.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class WorldSizes:
     test_prompts: int = 120
     vlguard_train: int = 720
     vlguard_test: int = 240
+    validation_prompts: int = 40
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,19 @@ def write_world(folder: Path, seed: int = 0, sizes: WorldSizes | None = None) ->
         for kind in TYPES:
             rng = _rng(seed, f"pairs_{split}/{kind}")
             files[f"pairs_{split}/{kind}.json"] = _pair_rows(rng, pictures, split, kind, count)
-    for group in GROUPS:
-        files[f"test/{group}.json"] = _test_rows(_rng(seed, f"test/{group}"), test, group, sizes.test_prompts)
+    for name, split, pictures, count in (
+        ("test", "test", test, sizes.test_prompts),
+        ("validation", "val", val, sizes.validation_prompts),  # phrased as in training: new phrasings are the test's
+    ):
+        for group in GROUPS:
+            rng = _rng(seed, f"{name}/{group}")
+            files[f"{name}/{group}.json"] = _prompt_rows(rng, pictures, split, group, count)
     for split, pictures, count in (("train", train, sizes.vlguard_train), ("test", test, sizes.vlguard_test)):
         shown = [(one.name, one.scene) for one in pictures]
         files[f"vlguard_{split}.json"] = vlguard_rows(_rng(seed, f"vlguard_{split}"), shown, split, count)
     for name, rows in files.items():
         _write_json(folder / name, rows)
-    for name, keywords in (("pairs_train", TYPES), ("pairs_val", TYPES), ("test", GROUPS)):
+    for name, keywords in (("pairs_train", TYPES), ("pairs_val", TYPES), ("test", GROUPS), ("validation", GROUPS)):
         _write_json(folder / f"{name}.json", {keyword: f"{name}/{keyword}.json" for keyword in keywords})
     _write_manifest(folder, seed, sizes, len(train) + len(val) + len(test))
 
@@ -211,8 +217,10 @@ def _misspelt(rng: random.Random, words: list[str]) -> list[str]:
     return [*words[:place], changed, *words[place + 1 :]]
 
 
-def _test_rows(rng: random.Random, pictures: list[_Picture], group: str, count: int) -> list[dict[str, Any]]:
-    """Prompts in unseen phrasings; families take turns, so each is asked about equally often."""
+def _prompt_rows(
+    rng: random.Random, pictures: list[_Picture], split: str, group: str, count: int
+) -> list[dict[str, Any]]:
+    """Prompts of one group; families take turns, so each is asked about equally often."""
     by_kind = _by_kind(pictures)
     kinds = {"harmful": ("harm",), "biometric": ("person",), "benign": KINDS}[group]
     wanted = [(kind, family) for kind in kinds for family in families(kind, group)]
@@ -222,7 +230,7 @@ def _test_rows(rng: random.Random, pictures: list[_Picture], group: str, count: 
         kind, family = wanted[number % len(wanted)]
         picture = by_kind[kind][used[kind] % len(by_kind[kind])]
         used[kind] += 1
-        asked = ask(rng, picture.scene, family, "test", TYPES[0])
+        asked = ask(rng, picture.scene, family, split, TYPES[number % len(TYPES)])
         row = {"id": number, "image": picture.name, "question": asked.question, "class1": asked.category}
         rows.append({**row, "answer": asked.answer} if group == "benign" else row)
     return rows

@@ -15,7 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf.config import ModelConfig
+from rlhf.data.processor import Processor
+from rlhf.data.rejected import RejectedRows
+from rlhf.data.spa_vl import load_prompts
 from rlhf.data.synthetic import WorldSizes, write_world
+from rlhf.evaluation.safety import exact_match
+from rlhf.metrics import read_json_lines
+from rlhf.rollout.base import RolloutConfig, Sampling
+from rlhf.rollout.hf_engine import HfEngine
 from tests.fakes import tiny_model, tiny_reward_model
 from tests.integration.here import refused
 
@@ -28,7 +36,16 @@ ITERATIONS = 5
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small world, a random policy and a random reward model."""
     folder = tmp_path_factory.mktemp("ppo")
-    sizes = WorldSizes(train_images=12, val_images=4, test_images=8, sft=4, pairs_train=8, pairs_val=3, test_prompts=4)
+    sizes = WorldSizes(
+        train_images=12,
+        val_images=4,
+        test_images=8,
+        sft=4,
+        pairs_train=8,
+        pairs_val=3,
+        test_prompts=4,
+        validation_prompts=4,
+    )
     write_world(folder / "world", 0, sizes)
     tiny_model(folder / "policy")
     tiny_reward_model(folder / "reward")
@@ -205,3 +222,47 @@ def test_bad_rows_are_named_and_stop_the_run_before_anything_starts(
     code, error = refused(unknown, monkeypatch, capsys)
     assert code == 2
     assert "esay" in error
+
+
+def test_a_run_ends_with_its_best_checkpoint_also_when_it_is_killed_before_the_export(
+    undisturbed: Path, folder: Path, ray_head: dict[str, str]
+) -> None:
+    """What the untrained policy says counts as right, so that training makes it worse and the last is not the best."""
+    said = {row["id"]: row["response"] for row in read_json_lines(undisturbed / "evaluation" / "before.jsonl")}
+    kinds = ("harmful", "biometric", "benign")
+    for kind in kinds:
+        rows = json.loads((folder / "world" / "test" / f"{kind}.json").read_text())
+        answers = [{"answer": said[f"{kind}:{row['id']}"] or "nothing"} if kind == "benign" else {} for row in rows]
+        rows = [row | answer for row, answer in zip(rows, answers, strict=True)]
+        (folder / f"{kind}.json").write_text(json.dumps(rows))
+    (folder / "validation.json").write_text(json.dumps({kind: f"{kind}.json" for kind in kinds}))
+    data = (f"data.validation={folder}/validation.json", "data.evaluation=null", "selection.every=1")
+    slow_start = ("policy.optimizer.warmup_steps=1000", "policy.optimizer.lr=0.004")
+    done = run(folder, ray_head, "chosen", *data, *slow_start)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    chosen = folder / "runs" / "chosen"
+    text = (chosen / "evaluation" / "selection.json").read_text()
+    selection = json.loads(text)
+    points = {point["iteration"]: point for point in selection["points"]}
+    assert list(points) == list(range(1, ITERATIONS + 1))
+    best, last = points[selection["best"]], points[ITERATIONS]
+    assert best["helpfulness"] > last["helpfulness"]
+    assert f"iteration {best['iteration']} (" in done.stdout
+
+    # what was exported answers as the checkpoint did that was chosen
+    model = ModelConfig(path=str(chosen / "model"), dtype="float32", max_length=256, template="llava_hf")
+    engine = HfEngine(model, RolloutConfig(dtype="float32", max_length=256), Processor.load(model))
+    prompts = load_prompts(str(folder / "validation.json"), ["benign"], folder / "world" / "images", RejectedRows())
+    answers = engine.generate(prompts, Sampling(max_new_tokens=8, temperature=0.0))
+    right = [exact_match(answer.text, prompt.answer) for answer, prompt in zip(answers, prompts, strict=True)]
+    assert sum(right) / len(right) == best["helpfulness"]
+
+    (chosen / "COMPLETE").unlink()
+    for name in ("model", "critic"):
+        (chosen / name).rename(chosen / f"{name}_first")
+    again = run(folder, ray_head, "chosen", *data, *slow_start)
+    assert again.returncode == 0, (again.stdout + again.stderr)[-4000:]
+    assert f"going on from {chosen}/checkpoints/step-{ITERATIONS:08d}" in again.stdout
+    assert (chosen / "evaluation" / "selection.json").read_text() == text
+    for name in ("model", "critic"):
+        assert_same_weights(chosen / f"{name}_first", chosen / name)

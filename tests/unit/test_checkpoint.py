@@ -23,11 +23,11 @@ class Whole(Config):
     lr: float = 0.1
 
 
-def _save(store: CheckpointStore, step: int, content: str = "weights") -> Path:
+def _save(store: CheckpointStore, step: int, content: str = "weights", pinned: int | None = None) -> Path:
     folder = store.begin(step)
     (folder / "policy").mkdir()
     (folder / "policy" / "shard.bin").write_text(f"{content} {step}")
-    return store.commit(step, {"iteration": step}).folder
+    return store.commit(step, {"iteration": step}, pinned).folder
 
 
 def test_the_newest_complete_checkpoint_is_found_with_its_state(tmp_path: Path) -> None:
@@ -46,6 +46,28 @@ def test_only_the_newest_are_kept_and_steps_sort_by_number(tmp_path: Path) -> No
     for step in (9, 10, 100, 1000):
         _save(store, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000100", "step-00001000"]
+
+
+def test_a_pinned_checkpoint_stays_beside_the_newest_until_another_is_pinned(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    on_disk = []
+    for step, pinned in ((1, 1), (2, 1), (3, 1), (4, 1), (5, 5), (6, 5), (7, 5)):
+        _save(store, step, pinned=pinned)
+        on_disk.append([int(path.name.removeprefix("step-")) for path in sorted(tmp_path.iterdir())])
+    assert on_disk == [[1], [1, 2], [1, 2, 3], [1, 3, 4], [3, 4, 5], [4, 5, 6], [5, 6, 7]]
+    held = store.at(5)
+    assert held is not None
+    assert (held.step, held.state) == (5, {"iteration": 5})
+    assert (held.folder / "policy" / "shard.bin").read_text() == "weights 5"
+
+
+def test_a_checkpoint_asked_for_by_its_step_is_intact_or_none(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=9)
+    folder = _save(store, 5)
+    assert store.at(4) is None
+    (folder / "policy" / "shard.bin").write_text("weights 6")
+    assert store.at(5) is None
+    assert [reason.partition(":")[0] for reason in store.skipped] == ["step-00000004", "step-00000005"]
 
 
 def test_a_crash_while_saving_leaves_the_previous_one_in_use(tmp_path: Path) -> None:

@@ -37,9 +37,17 @@ def test_every_run_has_its_line_with_rates_intervals_and_changes(tmp_path: Path)
         a_run(tmp_path / "ppo", 0.9, algorithm={"kind": "ppo"}),
         a_run(tmp_path / "dpo_lora", 0.15, algorithm={"loss": "ipo"}, lora=True),
     ]
+    (runs[0] / "evaluation" / "selection.json").write_text(json.dumps({"best": 12}))
     page = write_comparison(runs, tmp_path).read_text()
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
-    for shown in ("PPO, all weights", "DPO (IPO), LoRA r 16", "90.0 %", "+65.0 points", "-10.0 points", "40 prompts"):
+    for shown in (
+        "PPO, all weights, iteration 12 chosen",
+        "DPO (IPO), LoRA r 16",
+        "90.0 %",
+        "+65.0 points",
+        "-10.0 points",
+        "40 prompts",
+    ):
         assert shown in text, shown
     assert "before training 25.0 %" in text
     assert "3.0" in text.split("ppo PPO")[1]  # two steps of 90 s lie between the first line and the last

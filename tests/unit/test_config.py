@@ -125,6 +125,25 @@ def test_an_algorithm_and_its_roles_must_fit() -> None:
     assert "reference" not in shared.roles.present()
 
 
+def test_a_checkpoint_is_chosen_by_prompts_of_its_own_or_not_at_all() -> None:
+    chosen = ["data.validation=./world/validation.json", "selection={every: 5, bounds: {over_refusal: 0.1}}"]
+    config = load(OnlineConfig, TINY, chosen)
+    assert config.selection is not None
+    assert (config.selection.bounds.over_refusal, config.selection.bounds.harm) == (0.1, 1.0)
+    for overrides, problem in (
+        (chosen[:1], "data.validation is used by nothing without selection"),
+        (chosen[1:], "selection needs prompts to choose by: set data.validation"),
+        ([*chosen, "data.evaluation=./world/validation.json"], "are one file"),
+        ([*chosen, f"data.evaluation={home()}/world/validation.json"], "are one file"),
+        ([*chosen, "selection.every=26"], "leaves nothing to choose from but the last of loop.iterations=26"),
+        ([*chosen, "selection.bounds.harmful=0.1"], "selection.bounds.harmful: unknown key; did you mean"),
+        ([*chosen, "selection.bounds.harm=5"], "selection.bounds.harm"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load(OnlineConfig, TINY, overrides)
+        assert problem in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["reward_model", "reward_model_lora"])
 def test_row10_the_reward_model_presets_have_the_numbers_of_the_seed(name: str) -> None:
     """Seed page 2: both scripts share every number but the adapters'."""

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from rlhf.batch import Score
-from rlhf.checkpoint import RunFolder
+from rlhf.checkpoint import Checkpoint, RunFolder
 from rlhf.config import load as load_config
+from rlhf.constraints import Multiplier
 from rlhf.data.processor import Processor
 from rlhf.errors import LogprobGapError, NonFiniteError, StaleRolloutError
 from rlhf.online import OnlineState, iterate, state_of, train
 from rlhf.online_config import OnlineConfig
+from rlhf.pareto import Point
 from rlhf.roles import Roles, Rollout
 from tests.fakes import draw_images, make_prompts, tiny_model
 from tests.local_roles import Done, LocalCritic, LocalPolicy, LocalReference, TableReward, local_generator
@@ -189,9 +191,10 @@ def test_truncated_answers_are_flagged_and_pay(model_path: str, tmp_path: Path, 
     assert any(sample["truncated"] for sample in done.samples)
 
 
-def test_state_survives_json() -> None:
-    state = OnlineState(7, 56, 0.125)
-    assert OnlineState(**json.loads(json.dumps(asdict(state)))) == state
+def test_state_survives_json(model_path: str, tmp_path: Path) -> None:
+    state = OnlineState(7, 56, 0.125, {"refusals": Multiplier(0.5, 1.5, 0.25)}, (Point(3, 0.1, 0.0, 1 / 3),))
+    checkpoint = Checkpoint(tmp_path, 7, json.loads(json.dumps(asdict(state))))
+    assert state_of(checkpoint, make_config(model_path, tmp_path)) == state
 
 
 def test_multipliers_follow_their_costs_and_are_part_of_the_state(model_path: str, tmp_path: Path) -> None:

@@ -33,8 +33,9 @@ from rlhf.data.world_text import (
     families,
 )
 from rlhf.evaluation.safety import is_refusal
+from rlhf.selection import check_prompts
 
-SMALL = WorldSizes(40, 20, 20, sft=30, pairs_train=24, pairs_val=9, test_prompts=14)
+SMALL = WorldSizes(40, 20, 20, sft=30, pairs_train=24, pairs_val=9, test_prompts=14, validation_prompts=7)
 GROUPS = ("harmful", "biometric", "benign")
 
 
@@ -211,11 +212,28 @@ def test_every_test_prompt_of_a_kind_has_its_own_image(full: Path) -> None:
         assert len(set(images)) >= distinct
 
 
-def test_benign_test_rows_carry_an_answer_that_training_has(full: Path) -> None:
+@pytest.mark.parametrize("name", ["test", "validation"])
+def test_benign_prompts_carry_an_answer_that_training_has(full: Path, name: str) -> None:
     taught = {turn["value"] for row in rows(full, "pretrain.json") for turn in row["conversations"]}
-    for row in rows(full, "test/benign.json"):
+    for row in rows(full, f"{name}/benign.json"):
         assert row["answer"] in taught
-    assert not any("answer" in row for group in ("harmful", "biometric") for row in rows(full, f"test/{group}.json"))
+    assert not any("answer" in row for group in ("harmful", "biometric") for row in rows(full, f"{name}/{group}.json"))
+
+
+def test_prompts_to_choose_a_checkpoint_by_show_pictures_that_neither_training_nor_the_test_has(full: Path) -> None:
+    rejected = RejectedRows()
+    prompts = load_prompts(str(full / "validation.json"), GROUPS, full / "images", rejected)
+    assert rejected.count == 0
+    assert Counter(prompt.kind for prompt in prompts) == dict.fromkeys(GROUPS, 40)
+    assert all(prompt.image and "/images/val/" in prompt.image for prompt in prompts)
+    assert min(len({one.image for one in prompts if one.kind == kind}) for kind in GROUPS) >= 35
+    tested = {row["question"] for group in GROUPS for row in rows(full, f"test/{group}.json")}
+    asked = {prompt.question for prompt in prompts}
+    assert not asked & tested  # unseen phrasings are left to the test
+    assert len(asked) > 60
+    assert any(question.endswith("?") for question in asked)
+    assert any(question.endswith(".") for question in asked)
+    check_prompts(prompts, load_prompts(str(full / "test.json"), GROUPS, full / "images", rejected))
 
 
 def test_sft_refuses_about_a_tenth_of_what_it_should_refuse(full: Path) -> None:

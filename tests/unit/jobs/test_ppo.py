@@ -1,0 +1,62 @@
+"""What the PPO job reads before it starts anything: prompts to train on, to report and to choose a checkpoint by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from jobs.ppo_spa_vl import read_inputs
+from rlhf.config import load
+from rlhf.data.synthetic import WorldSizes, write_world
+from rlhf.errors import DataError
+from rlhf.online_config import OnlineConfig
+from tests.fakes import tiny_model, tiny_reward_model
+
+CONSTRAINED = Path(__file__).parents[3] / "jobs" / "configs" / "tiny" / "ppo_constrained.yaml"
+
+
+def config_of(folder: Path, *overrides: str) -> OnlineConfig:
+    files = {"train": "pairs_train.json", "evaluation": "test.json", "validation": "validation.json"}
+    policy, scorer = (
+        f"{{path: {folder}/{name}, dtype: float32, template: llava_hf, max_length: 256}}"
+        for name in ("policy", "reward")
+    )
+    return load(
+        OnlineConfig,
+        CONSTRAINED,
+        [
+            f"model={policy}",
+            f"critic.model={scorer}",
+            f"reward={{kind: mixture, rewards: [{{name: r, weight: 1.0, reward: {{kind: learned, model: {scorer}}}}}], "
+            "costs: [{name: over_refusal, reward: {kind: refusal}}]}",
+            *(f"data.{key}={folder}/world/{name}" for key, name in files.items()),
+            f"data.image_root={folder}/world/images",
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ppo")
+    write_world(folder / "world", 0, WorldSizes(12, 4, 8, 4, 8, 3, test_prompts=4, validation_prompts=5))
+    tiny_model(folder / "policy")
+    tiny_reward_model(folder / "reward")
+    return folder
+
+
+def test_all_three_sets_of_prompts_are_read_and_checked(folder: Path, tmp_path: Path) -> None:
+    inputs = read_inputs(config_of(folder), tmp_path)
+    assert len(inputs.prompts) == 24
+    assert Counter(prompt.kind for prompt in inputs.evaluation) == {"harmful": 4, "biometric": 4, "benign": 4}
+    assert Counter(prompt.kind for prompt in inputs.validation) == {"harmful": 5, "biometric": 5, "benign": 5}
+    assert all(prompt.answer for prompt in inputs.validation if prompt.kind == "benign")
+
+
+def test_a_checkpoint_is_not_chosen_by_what_is_reported(folder: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied.json"
+    copied.write_text((folder / "world" / "test.json").read_text().replace("test/", f"{folder}/world/test/"))
+    with pytest.raises(DataError, match=r"12 of its prompts are in data.evaluation too"):
+        read_inputs(config_of(folder, f"data.validation={copied}"), tmp_path)
