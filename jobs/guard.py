@@ -20,7 +20,7 @@ from rlhf.errors import DataError
 from rlhf.guard.asking import GuardGenerationConfig, batch_prompt, held_to, require_room_for
 from rlhf.guard.metrics import Truth, align, evaluate, read_truths
 from rlhf.guard.policy import KEYS
-from rlhf.guard.predictions import prediction_line, read_requests, write_predictions
+from rlhf.guard.predictions import asked_again, prediction_line, read_requests, write_predictions
 from rlhf.guard.prompt import GuardRequest
 from rlhf.guard.report import write_guard_report
 from rlhf.guard.taxonomy import taxonomy
@@ -95,6 +95,7 @@ def _run(config: GuardConfig, folder: Path, target: Path) -> None:
         "rejected": rejected.count,
         "truncated": sum(answer.truncated for answer in answers.values()),
         "seconds_per_image": sum(one.seconds for one in answers.values()) / len(answers) if answers else None,
+        "repeated": asked_again(requests),
         **evaluate(align(truths, verdicts)),
     }
     lines = [_line(truth, one, verdicts) for truth, one in _beside(truths, requests)]

@@ -248,7 +248,7 @@ def _win_rate(config: VLGuardConfig, found: Asked, folder: Path) -> dict[str, An
             "instruction": one.text,
             "output_1": pair.ours,
             "output_2": pair.reference,
-            "choice": choice.first,
+            "choice": None if choice.lost else choice.first,
             **({"choice_swapped": choice.second, "outcome": choice.outcome} if judge.config.swap else {}),
         }
         for one, pair, choice in zip(found.questions, compared, choices, strict=True)
