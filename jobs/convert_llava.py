@@ -12,6 +12,8 @@ from typing import Literal
 from jobs.command_line import main
 from rlhf.config import Config, resolve
 
+CLIP = "openai/clip-vit-large-patch14-336"
+
 
 class ConvertConfig(Config):
     """One conversion."""
@@ -20,27 +22,35 @@ class ConvertConfig(Config):
     """to_hub: from the original LLaVA code's layout to the one that transformers and vLLM load; to_native: back;
     assemble: a Llama decoder (`lmsys/vicuna-7b-v1.5`), a tower and a random projector, for stage 1."""
     source: str
-    """"./folder", absolute, or a hub id (`liuhaotian/llava-v1.5-7b`, `superjelly/SPA-VL-PPO_90k`)."""
+    """"./folder", absolute, or a hub id (`liuhaotian/llava-v1.5-7b`, `AIML-TUDA/LlavaGuard-v1.2-7B-OV`): LLaVA-1.5 or
+    LLaVA-OneVision with a Qwen2 decoder."""
     target: str
     """Folder that must not exist yet."""
     vision_tower: str | None = None
-    """CLIP directory or hub id. to_hub: the checkpoint's own if unset. to_native: what the checkpoint will name."""
+    """CLIP (LLaVA-1.5) or SigLIP (OneVision) directory or hub id. to_hub: the checkpoint's own if unset. to_native:
+    what the checkpoint will name."""
     seed: int = 0
     """assemble: of the projector's random start."""
 
 
 def run(config: ConvertConfig) -> Path:
     """Convert; returns the new folder."""
+    from rlhf.models import native, native_onevision
     from rlhf.models.assemble import assemble
-    from rlhf.models.native import to_hub_layout, to_native_layout
+    from rlhf.models.conversion import find, read_json
 
-    target, clip = Path(resolve(config.target)), config.vision_tower or "openai/clip-vit-large-patch14-336"
-    if config.direction == "to_hub":
-        to_hub_layout(config.source, target, config.vision_tower)
-    elif config.direction == "to_native":
-        to_native_layout(config.source, target, clip)
+    target, tower = Path(resolve(config.target)), config.vision_tower
+    if config.direction == "assemble":
+        assemble(config.source, tower or CLIP, target, config.seed)
+    elif native_onevision.is_onevision(read_json(find(config.source, "source") / "config.json")):
+        if config.direction == "to_hub":
+            native_onevision.to_hub_layout(config.source, target, tower)
+        else:
+            native_onevision.to_native_layout(config.source, target, tower or native_onevision.SIGLIP)
+    elif config.direction == "to_hub":
+        native.to_hub_layout(config.source, target, tower)
     else:
-        assemble(config.source, clip, target, config.seed)
+        native.to_native_layout(config.source, target, tower or CLIP)
     print(f"converted {config.source} into {target}", flush=True)
     return target
 

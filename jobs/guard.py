@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf.checkpoint import RunFolder
+from jobs.benchmark import about, run_benchmark, write_evaluation
 from rlhf.config import Config, resolve
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import read_json
@@ -20,7 +21,7 @@ from rlhf.errors import DataError
 from rlhf.guard.asking import GuardGenerationConfig, batch_prompt, held_to, require_room_for
 from rlhf.guard.metrics import Truth, align, evaluate, read_truths
 from rlhf.guard.policy import KEYS
-from rlhf.guard.predictions import prediction_line, read_requests, write_predictions
+from rlhf.guard.predictions import asked_again, prediction_line, read_requests, write_predictions
 from rlhf.guard.prompt import GuardRequest
 from rlhf.guard.report import write_guard_report
 from rlhf.guard.taxonomy import taxonomy
@@ -55,20 +56,8 @@ class GuardConfig(GuardGenerationConfig):
 
 def run(config: GuardConfig) -> dict[str, Any]:
     """Ask, score, write and print, or go on where an earlier process was stopped; returns the results."""
-    folder = RunFolder(config.run, config, free=("workers",))
-    try:
-        target = folder.path / "evaluation" / "guard.json"
-        if folder.complete and _weights(config) == _read(target)["model_hash"]:
-            print(f"{config.run.name} is complete: {folder.path} (--fresh begins again)", flush=True)
-        else:
-            _run(config, folder.path, target)
-            folder.mark_complete()
-        results = _read(target)
-        _show(results)
-        print(f"report: {folder.path / 'report.html'}", flush=True)
-        return results
-    finally:
-        folder.close()
+    weights = _weights(config)
+    return run_benchmark(config, "guard", partial(_run, config), _show, lambda found: found["model_hash"] == weights)
 
 
 def _run(config: GuardConfig, folder: Path, target: Path) -> None:
@@ -84,23 +73,18 @@ def _run(config: GuardConfig, folder: Path, target: Path) -> None:
     answers = _answers(config, requests, folder, rejected)
     verdicts = {one.id: parse_verdict(answers[one.id].response, one.policy) for one in requests if one.id in answers}
     write_predictions(folder / PREDICTIONS, verdicts)  # whole, and in the order of the test set
-    results: dict[str, Any] = {
-        "label": config.label,
-        "model": config.model.path,
+    results = {
+        **about(config, config.label, rejected.count),
         "model_hash": _weights(config),
-        "decoding": config.sampling.words,
-        "engine": f"{config.rollout.engine} {config.rollout.dtype}",
         "taxonomy": config.guard.taxonomy,
         "keys": list(config.guard.keys),
-        "rejected": rejected.count,
         "truncated": sum(answer.truncated for answer in answers.values()),
         "seconds_per_image": sum(one.seconds for one in answers.values()) / len(answers) if answers else None,
+        "repeated": asked_again(requests),
         **evaluate(align(truths, verdicts)),
     }
     lines = [_line(truth, one, verdicts) for truth, one in _beside(truths, requests)]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target.with_suffix(".jsonl"), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_whole(target, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_evaluation(target, results, lines)
     write_whole(folder / SUMMARY, json.dumps(summary(results), indent=2, ensure_ascii=False) + "\n")
     write_guard_report(folder, results, lines)
 
@@ -171,11 +155,6 @@ def _predictions(path: Path, asked: Mapping[str, GuardRequest]) -> Iterator[Call
 
 def _weights(config: GuardConfig) -> str:
     return fingerprint(resolve(config.model.path))
-
-
-def _read(target: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-    return found
 
 
 def _beside(truths: Sequence[Truth], requests: Sequence[GuardRequest]) -> Iterator[tuple[Truth, GuardRequest]]:

@@ -7,17 +7,13 @@ that follow from them, are all that differs. Writes `summary.json` and `report.h
 from __future__ import annotations
 
 import json
-import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs.command_line import main
-from jobs.steps import run_together
-from rlhf.checkpoint import RunFolder
+from jobs.steps import command, run_steps, run_together
 from rlhf.config import Config, RunConfig, resolve
-from rlhf.errors import ConfigError
-from rlhf.ledger import write_whole
 from rlhf.pair_report import ARMS, STAGES, pair_summary, write_pair_report
 
 _SCRIPTS: dict[str, tuple[str, ...]] = {
@@ -55,30 +51,20 @@ class PairConfig(Config):
 
 def run(config: PairConfig) -> dict[str, Any]:
     """Run what is not finished yet; returns the content of summary.json."""
-    folder = RunFolder(config.run, config, free=("together",))
-    try:
-        began = time.monotonic()
-        for stage in STAGES:
-            commands = {arm: _command(config, arm, stage) for arm in ARMS}
-            for arms in [ARMS] if config.together else [[arm] for arm in ARMS]:
-                run_together({arm: commands[arm] for arm in arms}, folder.path, stage)
-        results = {arm: json.loads((folder.path / arm / "prism/evaluation/prism.json").read_text()) for arm in ARMS}
-        summary = pair_summary(results)
-        write_whole(folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-        page = write_pair_report(folder.path, summary)
-        folder.mark_complete()
-        for name, values in summary["measures"].items():
-            print(f"  {name}: " + ", ".join(f"{arm} {_shown(value)}" for arm, value in values.items()), flush=True)
-        print(f"{config.run.name}: {time.monotonic() - began:.0f} s, report: {page}", flush=True)
-        return summary
-    finally:
-        folder.close()
+    return run_steps(config.run, config, partial(_run, config), write_pair_report, free=("together",))
+
+
+def _run(config: PairConfig, folder: Path) -> dict[str, Any]:
+    for stage in STAGES:
+        commands = {arm: _command(config, arm, stage) for arm in ARMS}
+        for arms in [ARMS] if config.together else [[arm] for arm in ARMS]:
+            run_together({arm: commands[arm] for arm in arms}, folder, stage)
+    return pair_summary({arm: json.loads((folder / arm / "prism/evaluation/prism.json").read_text()) for arm in ARMS})
 
 
 def _command(config: PairConfig, arm: str, stage: str) -> list[str]:
-    """What a person would type for one stage of one arm."""
-    settings = getattr(config, stage)
-    overrides = [f"run.name={config.run.name}/{arm}/{stage}", f"run.root={config.run.root}"]
+    """One stage of one arm: its own data in training, and the model of the stage before."""
+    overrides = []
     if stage != "prism":
         overrides.append(f"data.train={getattr(getattr(config, arm), stage)}")
         if arm == "scrubbed":
@@ -86,13 +72,7 @@ def _command(config: PairConfig, arm: str, stage: str) -> list[str]:
     if stage != "pretrain":
         before = STAGES[STAGES.index(stage) - 1]
         overrides.append(f"model.path={Path(resolve(config.run.root)) / config.run.name / arm / before / 'model'}")
-    if not Path(resolve(settings)).is_file():
-        raise ConfigError([f"{stage}: no such file {resolve(settings)}; mend the path"])
-    return [sys.executable, *_SCRIPTS[stage], "--config", resolve(settings), *overrides]
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return command(_SCRIPTS[stage], getattr(config, stage), config.run, f"{arm}/{stage}", *overrides)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import IO, Any
 
 from pydantic import Field
 
-from rlhf.checkpoint import RunFolder
+from jobs.benchmark import about, run_benchmark, write_evaluation
 from rlhf.config import Config, resolve
 from rlhf.data.rejected import RejectedRows
 from rlhf.errors import DataError
@@ -26,7 +27,7 @@ from rlhf.evaluation.prism_questions import PrismFiles, Question, answer_row, re
 from rlhf.evaluation.privacy_judges import Opinion, PrivacyJudgeConfig, build_privacy_judge, opinions_on
 from rlhf.evaluation.statistics import wilson_interval
 from rlhf.inference import Answer, GenerationConfig
-from rlhf.ledger import Ledger, write_whole
+from rlhf.ledger import Ledger
 from rlhf.metrics import Progress
 from rlhf.privacy_report import write_privacy_report
 
@@ -69,50 +70,31 @@ class Asked:
 
 def run(config: PrismConfig) -> dict[str, Any]:
     """Answer, judge, write and print, or go on where an earlier process was stopped; returns the results."""
-    folder = RunFolder(config.run, config, free=("workers",))
-    try:
-        target = folder.path / "evaluation" / "prism.json"
-        if folder.complete:
-            print(f"{config.run.name} is complete: {folder.path} (--fresh begins again)", flush=True)
-        else:
-            _run(config, folder, target)
-            folder.mark_complete()
-        results: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-        _show(results)
-        print(f"report: {folder.path / 'report.html'}", flush=True)
-        return results
-    finally:
-        folder.close()
+    return run_benchmark(config, "prism", partial(_run, config), _show)
 
 
-def _run(config: PrismConfig, folder: RunFolder, target: Path) -> None:
+def _run(config: PrismConfig, folder: Path, target: Path) -> None:
     from rlhf.data.processor import Processor
 
-    rejected = RejectedRows(folder.path / "rejected.jsonl")
+    rejected = RejectedRows(folder / "rejected.jsonl")
     Processor.load(config.model)  # a missing model is refused before anything starts
     asked = _read(config, rejected)
-    answers = _answer(config, asked, folder.path, rejected)
-    results: dict[str, Any] = {
-        "label": config.label,
-        "model": config.model.path,
-        "decoding": config.sampling.words,
-        "engine": f"{config.rollout.engine} {config.rollout.dtype}",
+    answers = _answer(config, asked, folder, rejected)
+    results = {
+        **about(config, config.label, rejected.count),
         "published_prompts": sum(one.published for one in asked.questions[PLAIN]) / len(asked.questions[PLAIN]),
         "privacy_prompt": config.privacy_prompt,
-        "rejected": rejected.count,
     }
     lines, tables = [], {}
     for condition, questions in asked.questions.items():
-        tables[condition], judged = _judged(config, questions, answers, folder.path / "evaluation" / "verdicts")
+        tables[condition], judged = _judged(config, questions, answers, folder / "evaluation" / "verdicts")
         lines += [{"condition": condition, **line} for line in judged]
     results["conditions"] = tables
     results["controls"] = _controls(asked, answers) if asked.controls else None
     said = {one.prompt.id: answers[one.prompt.id].response for one in asked.general if one.prompt.id in answers}
     results["general"] = score_general(asked.general, said) or None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target.with_suffix(".jsonl"), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_whole(target, json.dumps(results, indent=2) + "\n")
-    write_privacy_report(folder.path, results, lines)
+    write_evaluation(target, results, lines)
+    write_privacy_report(folder, results, lines)
 
 
 def _read(config: PrismConfig, rejected: RejectedRows) -> Asked:

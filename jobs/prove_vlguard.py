@@ -7,19 +7,20 @@ was not instruction-tuned yet (mixed), and asks all three the test split. Writes
 from __future__ import annotations
 
 import json
-import sys
-import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs import mix_vlguard, prepare_vlguard
 from jobs.command_line import main
-from jobs.steps import run_together
-from rlhf.checkpoint import RunFolder
+from jobs.steps import command, run_steps, run_together
 from rlhf.config import Config, RunConfig, resolve
-from rlhf.ledger import write_whole
 from rlhf.metrics import read_json_lines
 from rlhf.vlguard_proof import MODELS, proof_summary, write_proof_report
+
+_TRAIN = ("jobs/sft_safe_llava.py",)
+_ASK = ("jobs/evaluate.py", "--benchmark", "vlguard")
 
 
 class ProofConfig(Config):
@@ -50,41 +51,31 @@ class ProofConfig(Config):
 
 def run(config: ProofConfig) -> dict[str, Any]:
     """Run what is not finished yet; returns the content of summary.json."""
-    folder = RunFolder(config.run, config)
-    try:
-        began = time.monotonic()
-        mixtures = _mixtures(config, folder.path)
-        trained = {name: folder.path / name / "model" for name in ("posthoc", "mixed")}
-        starts = {"posthoc": config.before, "mixed": config.untuned}
-        run_together(
-            {
-                name: _command(
-                    config, name, "jobs/sft_safe_llava.py", f"data.train={mixtures[name]}", f"model.path={starts[name]}"
-                )
-                for name in trained
-            },
-            folder.path,
-            "training",
-        )
-        models = {"before": config.before, **{name: str(path) for name, path in trained.items()}}
-        run_together(
-            {
-                name: _command(config, f"{name}_answers", "jobs/evaluate.py", f"model.path={models[name]}")
-                for name in MODELS
-            },
-            folder.path,
-            "answers",
-        )
-        summary = _summary(config, folder.path)
-        write_whole(folder.path / "summary.json", json.dumps(summary, indent=2) + "\n")
-        page = write_proof_report(folder.path, summary)
-        folder.mark_complete()
-        for name, values in summary["measures"].items():
-            print(f"  {name}: " + ", ".join(f"{model} {value:.3f}" for model, value in values.items()), flush=True)
-        print(f"{config.run.name}: {time.monotonic() - began:.0f} s, report: {page}", flush=True)
-        return summary
-    finally:
-        folder.close()
+    return run_steps(config.run, config, partial(_run, config), write_proof_report)
+
+
+def _run(config: ProofConfig, folder: Path) -> dict[str, Any]:
+    run_together(trainings(config, _mixtures(config, folder)), folder, "training")
+    run_together(questions(config, folder), folder, "answers")
+    return _summary(config, folder)
+
+
+def trainings(config: ProofConfig, mixtures: Mapping[str, str]) -> dict[str, list[str]]:
+    """The command of each fine-tuning on its mixture, from the model that it starts from."""
+    starts = {"posthoc": (config.posthoc, config.before), "mixed": (config.mixed, config.untuned)}
+    return {
+        name: command(_TRAIN, settings, config.run, name, f"data.train={mixtures[name]}", f"model.path={start}")
+        for name, (settings, start) in starts.items()
+    }
+
+
+def questions(config: ProofConfig, folder: Path) -> dict[str, list[str]]:
+    """The command that asks each model, the one to start from and both that were trained in `folder`."""
+    models = {name: str(folder / name / "model") for name in MODELS} | {"before": config.before}
+    return {
+        name: command(_ASK, config.evaluate, config.run, f"{name}_answers", f"model.path={path}")
+        for name, path in models.items()
+    }
 
 
 def _mixtures(config: ProofConfig, folder: Path) -> dict[str, str]:
@@ -99,13 +90,6 @@ def _mixtures(config: ProofConfig, folder: Path) -> dict[str, str]:
         )
         found[name] = str(output)
     return found
-
-
-def _command(config: ProofConfig, name: str, script: str, *overrides: str) -> list[str]:
-    settings = config.evaluate if script == "jobs/evaluate.py" else getattr(config, name)
-    benchmark = ["--benchmark", "vlguard"] if script == "jobs/evaluate.py" else []
-    place = [f"run.name={config.run.name}/{name}", f"run.root={config.run.root}"]
-    return [sys.executable, script, *benchmark, "--config", resolve(settings), *place, *overrides]
 
 
 def _summary(config: ProofConfig, folder: Path) -> dict[str, Any]:

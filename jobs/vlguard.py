@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from rlhf.checkpoint import RunFolder
+from jobs.benchmark import about, run_benchmark, write_evaluation
 from rlhf.config import Config, resolve
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import ImageFolder, read_json
@@ -96,32 +96,19 @@ class Asked:
 
 def run(config: VLGuardConfig) -> dict[str, Any]:
     """Answer, judge, write and print, or go on where an earlier process was stopped; returns the results."""
-    folder = RunFolder(config.run, config, free=("workers",))
-    try:
-        target = folder.path / "evaluation" / "vlguard.json"
-        if folder.complete:
-            print(f"{config.run.name} is complete: {folder.path} (--fresh begins again)", flush=True)
-        else:
-            _run(config, folder, target)
-            folder.mark_complete()
-        results: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-        _show(results)
-        print(f"report: {folder.path / 'report.html'}", flush=True)
-        return results
-    finally:
-        folder.close()
+    return run_benchmark(config, "vlguard", partial(_run, config), _show)
 
 
-def _run(config: VLGuardConfig, folder: RunFolder, target: Path) -> None:
+def _run(config: VLGuardConfig, folder: Path, target: Path) -> None:
     from jobs.generation import answer_prompts
     from rlhf.data.processor import Processor
 
-    rejected = RejectedRows(folder.path / "rejected.jsonl")
+    rejected = RejectedRows(folder / "rejected.jsonl")
     Processor.load(config.model)  # a missing model is refused before anything starts
     questions = read_questions(config.vlguard, rejected)
     images = ImageFolder(Path(resolve(config.vlguard.image_root)), check=False)
     prompts = [one.prompt(images) for found in questions.values() for one in found]
-    made = answer_prompts(config, {"all": (config.model, prompts)}, folder.path / "generation", rejected)["all"]
+    made = answer_prompts(config, {"all": (config.model, prompts)}, folder / "generation", rejected)["all"]
     asked = {subset: _answered(found, made, images) for subset, found in questions.items()}
     write_results(config, asked, target, rejected.count)
 
@@ -153,20 +140,13 @@ def write_results(config: VLGuardConfig, asked: Mapping[Subset, Asked], target: 
         write_seed_file(folder.parent / "results" / subset / f"{Path(config.run.name).name}.json", found)
     wins = _win_rate(config, asked["safe_safes"], folder) if config.win_rate and "safe_safes" in asked else None
     results = {
-        "label": config.label,
-        "model": config.model.path,
-        "decoding": config.sampling.words,
-        "engine": f"{config.rollout.engine} {config.rollout.dtype}",
+        **about(config, config.label, rejected),
         "images": "padded to a square" if config.model.pad_to_square else "as the model's own processor takes them",
-        "rejected": rejected,
         "subsets": subsets,
         "win_rate": wins,
         "summary": summary(subsets, wins),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_whole(target.with_suffix(".jsonl"), text)
-    write_whole(target, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_evaluation(target, results, lines)
     write_vlguard_report(folder.parent, results, lines, Path(resolve(config.vlguard.image_root)))
     return results
 
@@ -248,7 +228,7 @@ def _win_rate(config: VLGuardConfig, found: Asked, folder: Path) -> dict[str, An
             "instruction": one.text,
             "output_1": pair.ours,
             "output_2": pair.reference,
-            "choice": choice.first,
+            "choice": None if choice.lost else choice.first,
             **({"choice_swapped": choice.second, "outcome": choice.outcome} if judge.config.swap else {}),
         }
         for one, pair, choice in zip(found.questions, compared, choices, strict=True)

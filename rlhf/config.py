@@ -295,13 +295,23 @@ def _type_name(annotation: Any) -> str:
 
 
 def _assign(tree: dict[str, Any], keys: list[str], value: Any, problems: list[str]) -> None:
-    for key in keys[:-1]:
-        child = tree.setdefault(key, {})
-        if not isinstance(child, dict):
-            problems.append(f"override {'.'.join(keys)}: {key} is not a section")
+    """Set one key; in a list, a number names the entry."""
+    here: Any = tree
+    for place, key in enumerate(keys):
+        name: Any = key
+        if isinstance(here, list):
+            if not key.isdecimal() or int(key) >= len(here):
+                listed = ".".join(keys[:place])
+                problems.append(f"override {'.'.join(keys)}: {listed} has {len(here)} entries, counted from 0")
+                return
+            name = int(key)
+        elif not isinstance(here, dict):
+            problems.append(f"override {'.'.join(keys)}: {keys[place - 1]} is not a section")
             return
-        tree = child
-    tree[keys[-1]] = value
+        if place == len(keys) - 1:
+            here[name] = value
+        else:
+            here = here[name] if isinstance(here, list) else here.setdefault(name, {})
 
 
 def _problem(schema: type[Config], error: dict[str, Any]) -> str:

@@ -113,7 +113,14 @@ class WeightSyncError(TrainingError):
 
 
 class EndpointError(SafeVLError):
-    """Met while a model elsewhere is asked: its endpoint refuses, stays away or does not speak the protocol."""
+    """Met while a model elsewhere is asked: its endpoint refuses, stays away or does not speak the protocol.
+
+    `silent` says that it was asked as often as allowed and gave nothing usable; another question may be answered.
+    """
+
+    def __init__(self, message: str, *, silent: bool = False) -> None:
+        self.silent = silent
+        super().__init__(message)
 
 
 class JudgeError(EndpointError):

@@ -6,7 +6,7 @@ import base64
 import io
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,8 +22,9 @@ class OpenAIChat:
     """A model's `chat/completions`. May be called from several threads; holds one pool of connections.
 
     `api_key_variable` names the environment variable that holds the key; without one, none is sent. `retries` counts
-    further tries after a timeout, a refused connection, a body that is not JSON, or status 408, 429 or 5xx;
-    `first_pause` seconds before the first of them, doubled each time up to 30.
+    further tries after a timeout, a refused connection, a body that is not what was asked for, or status 408, 429 or
+    5xx; `first_pause` seconds before the first of them, doubled each time up to 30. If none helps, the EndpointError is
+    `silent`; any other status is a refusal at once.
     """
 
     def __init__(
@@ -77,13 +78,7 @@ class OpenAIChat:
         body: dict[str, Any] = {"model": self.model, "messages": said, "max_tokens": self._max_tokens, **(extra or {})}
         if temperature is not None:
             body["temperature"] = temperature
-        answer = self._post(self._url, body)
-        if answer is None:
-            return ""
-        try:
-            spoken = answer["choices"][0]["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            raise EndpointError(f"{self._url} does not speak the OpenAI protocol: {str(answer)[:200]}") from None
+        spoken = self._post(self._url, body, lambda answer: answer["choices"][0]["message"]["content"])
         return spoken if isinstance(spoken, str) else ""
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -91,9 +86,10 @@ class OpenAIChat:
 
         Raises EndpointError where the endpoint refuses or stays away.
         """
-        return self._post(f"{self._base}/{path}", body)
+        return self._post(f"{self._base}/{path}", body, lambda answer: answer)
 
-    def _post(self, url: str, body: Mapping[str, Any]) -> Any:
+    def _post(self, url: str, body: Mapping[str, Any], read: Callable[[Any], Any]) -> Any:
+        """What `read` finds in the answer; an answer in which it does not is as bad as none."""
         import httpx
 
         problem = ""
@@ -103,19 +99,23 @@ class OpenAIChat:
             try:
                 answer = self._client.post(url, json=body)
                 if answer.status_code == 200:
-                    return answer.json()
+                    return read(answer.json())
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
             except ValueError:
                 problem = "status 200 with a body that is not JSON"
                 continue
+            except (KeyError, IndexError, TypeError):
+                problem = f"status 200 that does not speak the OpenAI protocol: {answer.text[:200]}"
+                continue
             problem = f"status {answer.status_code}: {answer.text[:200]}"
             if answer.status_code not in _TRY_AGAIN:
                 if any(word in answer.text for word in _REFUSED_TEXT):
                     return None
                 raise EndpointError(f"the model at {url} refuses: {problem}")
-        raise EndpointError(f"the model at {url} does not answer after {self._retries + 1} tries: {problem}")
+        tries = self._retries + 1
+        raise EndpointError(f"the model at {url} does not answer after {tries} tries: {problem}", silent=True)
 
 
 def image_part(path: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from rlhf.memory import (
 from rlhf.models.architecture import Architecture, read_architecture
 from rlhf.online_config import LearnerConfig, OnlineConfig
 from rlhf.preference_config import PreferenceConfig
-from rlhf.rewards import learned_rewards
+from rlhf.rewards import GuardRewardConfig, LearnedRewardConfig, single_rewards
 from rlhf.rollout.base import RolloutConfig
 from rlhf.supervised import SupervisedConfig
 
@@ -85,14 +85,36 @@ def online_roles(config: OnlineConfig, device_bytes: int, read: Callable[[str], 
         load = Load(rows, length, config.sampling.max_new_tokens, config.model.attention, rows)
         footprint = frozen(sizes.origin, config.model, load, "policy", roles.reference)
         found.append(RoleMemory("reference", roles.reference, footprint, apart("reference", roles.reference)))
-    for key, reward in learned_rewards(config.reward):
-        architecture, notes = sizes.of(reward.model)
-        load = Load(reward.micro_rows, length, 0, reward.model.attention, reward.micro_rows)
-        footprint = frozen(architecture, reward.model, load, "scalar", roles.reward)
-        levers = ((f"{key}.micro_rows=1",), *apart("reward", roles.reward))
-        found.append(RoleMemory("reward", roles.reward, footprint, levers, notes))
-    found.append(rollout_role(config.rollout, "rollout", config.model, sizes.origin, roles.rollout, device_bytes))
+    found.append(reward_role(config, sizes, length, device_bytes))
+    found.append(
+        engine_role("rollout", config.rollout, "rollout", config.model, sizes.origin, roles.rollout, device_bytes)
+    )
     return found
+
+
+def reward_role(config: OnlineConfig, sizes: Sizes, length: int, device: int) -> RoleMemory:
+    """One rank of the reward: reward models, guards in engines and rules of a mixture share its process.
+
+    `length` tokens of policy rows are what a reward model reads. A guard behind an endpoint takes nothing here.
+    """
+    placed, levers, notes, problems = config.roles.reward, list[Lever](), list[str](), list[str]()
+    footprint = Footprint(runtime=_runtime(placed.gpus > 0))
+    for key, one in single_rewards(config.reward):
+        if isinstance(one, LearnedRewardConfig):
+            architecture, about = sizes.of(one.model)
+            load = Load(one.micro_rows, length, 0, one.model.attention, one.micro_rows)
+            footprint += replace(frozen(architecture, one.model, load, "scalar", placed), runtime=0)
+            levers.append((f"{key}.micro_rows=1",))
+            notes += about
+        elif isinstance(one, GuardRewardConfig) and one.model is not None:
+            architecture, about = sizes.of(one.model)
+            engine = engine_role("reward", one.rollout, f"{key}.rollout", one.model, architecture, placed, device)
+            footprint += replace(engine.footprint, runtime=0)
+            levers += engine.levers
+            notes += [*about, *(f"guard: {note}" for note in engine.notes)]
+            problems += [engine.problem] if engine.problem else []
+    levers += apart("reward", placed)
+    return RoleMemory("reward", placed, footprint, tuple(levers), tuple(notes), "; ".join(problems))
 
 
 def preference_roles(
@@ -114,7 +136,7 @@ def preference_roles(
     notes = ("it runs alone, before training",) if config.reference.source == "columns" else ()
     reference = RoleMemory("reference", roles.reference, footprint, levers, notes)
     alone = roles.rollout.model_copy(update={"colocate_with": None})
-    engine = rollout_role(config.answers.engine, "answers.engine", model, architecture, alone, device_bytes)
+    engine = engine_role("rollout", config.answers.engine, "answers.engine", model, architecture, alone, device_bytes)
     return [policy, reference, replace(engine, notes=(*engine.notes, "it runs alone, before and after training"))]
 
 
@@ -158,10 +180,16 @@ def frozen(architecture: Architecture, model: ModelConfig, load: Load, kind: Kin
     return states + _tower(architecture, model, load)
 
 
-def rollout_role(
-    engine: RolloutConfig, key: str, model: ModelConfig, architecture: Architecture, placed: RoleConfig, device: int
+def engine_role(
+    role: str,
+    engine: RolloutConfig,
+    key: str,
+    model: ModelConfig,
+    architecture: Architecture,
+    placed: RoleConfig,
+    device: int,
 ) -> RoleMemory:
-    """One device (of so many bytes) of an engine whose configuration has this key.
+    """One device (of so many bytes) of an engine that a role holds and whose configuration has this key.
 
     vLLM fills its share of the device with KV cache after weights and activations.
     """
@@ -186,17 +214,17 @@ def rollout_role(
     problem = ""
     if fitting < engine.max_length:
         problem = f"the KV cache holds {fitting:,} tokens, one answer may need {key}.max_length={engine.max_length:,}"
-    return RoleMemory("rollout", placed, footprint, _engine_levers(engine, key), (note,), problem)
+    return RoleMemory(role, placed, footprint, _engine_levers(engine, key, role), (note,), problem)
 
 
-def _engine_levers(engine: RolloutConfig, key: str) -> tuple[Lever, ...]:
+def _engine_levers(engine: RolloutConfig, key: str, role: str) -> tuple[Lever, ...]:
     wider = 2 * engine.tensor_parallel
     cache = () if engine.kv_cache_mb is None else ((f"{key}.kv_cache_mb=null",),)
     shares = [share for share in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3) if share != engine.gpu_memory_share]
     return (
         *cache,
         *((f"{key}.gpu_memory_share={share}",) for share in shares),
-        (f"{key}.tensor_parallel={wider}", f"roles.rollout.gpus={wider}"),
+        (f"{key}.tensor_parallel={wider}", f"roles.{role}.gpus={wider}"),
     )
 
 

@@ -137,8 +137,8 @@ def score_unit(
     asked = [case for found in cases.values() for case in found]
     if concurrency is None:  # a rule is quicker than writing down what it said
         verdicts = iter([judge.judge(case.prompt, case.response) for case in asked])
-    else:
-        verdicts = iter(judge_all(judge, asked, ledger, concurrency, lambda _: None))
+    else:  # a finished unit is not scored again, so a judge that was silent for a moment must not pass its rows
+        verdicts = iter(judge_all(judge, asked, ledger, concurrency, lambda _: None, patience=1))
     removed: list[Finding] = []
     for index, mine in cases.items():
         said = [next(verdicts) for _ in mine]

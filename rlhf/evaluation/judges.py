@@ -7,15 +7,16 @@ write its file, add its kind to `JudgeConfig` and its line to `build_judge`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from rlhf.batch import Prompt
 from rlhf.config import Config
-from rlhf.errors import ConfigError, SafeVLError
+from rlhf.errors import ConfigError
+from rlhf.evaluation.asking import PATIENCE, ask_all
 from rlhf.evaluation.safety import exact_match, is_refusal
 from rlhf.evaluation.vlguard_refusal import RefusalConfig
 from rlhf.ledger import Ledger
@@ -135,24 +136,26 @@ class Case:
 
 
 def judge_all(
-    judge: Judge, cases: Sequence[Case], ledger: Ledger, concurrency: int, tell: Callable[[int], None]
+    judge: Judge,
+    cases: Sequence[Case],
+    ledger: Ledger,
+    concurrency: int,
+    tell: Callable[[int], None],
+    patience: int = PATIENCE,
 ) -> list[Judgement]:
     """Judgements in the order of `cases`; each is in `ledger` as soon as it is made and is not asked for again.
 
-    `tell` hears how many are done. Raises JudgeError; what was judged until then is kept.
+    A case on which the judge's endpoint stays silent after all tries is invalid, and asked again by a repeated command.
+    `tell` hears how many are done. Raises JudgeError where the endpoint refuses, or is silent `patience` times in a row
+    or on everything; what was judged until then is kept.
     """
-    todo = {case.key: case for case in cases if case.key not in ledger.entries}
+    todo = {case.key: partial(_ask, judge, case) for case in cases if case.key not in ledger.entries}
     done = len({case.key for case in cases}) - len(todo)
-    with ThreadPoolExecutor(max_workers=concurrency) as pool:
-        asked = {pool.submit(_ask, judge, case): key for key, case in todo.items()}
-        try:
-            for number, future in enumerate(as_completed(asked), start=done + 1):
-                ledger.add(asked[future], asdict(future.result()))
-                tell(number)
-        except SafeVLError:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [Judgement(**ledger.entries[case.key]) for case in cases]
+    lost = ask_all(todo, ledger, concurrency, tell, done, patience)
+    return [
+        Judgement("invalid", lost[case.key]) if case.key in lost else Judgement(**ledger.entries[case.key])
+        for case in cases
+    ]
 
 
 _RANKS = ("an empty answer", "a refusal", "an answer", "the right answer")
@@ -166,7 +169,7 @@ def _help_rank(prompt: Prompt, response: str) -> int:
     return 3 if prompt.answer and exact_match(response, prompt.answer) else 2
 
 
-def _ask(judge: Judge, case: Case) -> Judgement:
+def _ask(judge: Judge, case: Case) -> dict[str, Any]:
     if case.other is None:
-        return judge.judge(case.prompt, case.response)
-    return judge.compare(case.prompt, case.response, case.other)
+        return asdict(judge.judge(case.prompt, case.response))
+    return asdict(judge.compare(case.prompt, case.response, case.other))

@@ -110,7 +110,7 @@ class OpenAIJudge:
         try:
             return self._chat.reply(text, [str(prompt.image)] if self._sees(prompt) else [])
         except EndpointError as error:
-            raise JudgeError(str(error)) from error
+            raise JudgeError(str(error), silent=error.silent) from error
 
 
 def said(reply: str, words: tuple[str, ...]) -> str | None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
 
 from rlhf.config import Config
 from rlhf.errors import EndpointError, JudgeError
+from rlhf.evaluation.asking import ask_all
 from rlhf.evaluation.statistics import wilson_interval
 from rlhf.ledger import Ledger
 from rlhf.openai_chat import OpenAIChat
@@ -76,14 +77,20 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the judge said with ours first (m), and with ours second (M) where it was asked."""
+    """What the judge said with ours first (m), and with ours second (M) where it was asked.
+
+    `lost` where its endpoint gave no reply at all to one of them; that one is "" here.
+    """
 
     first: str
     second: str | None = None
+    lost: bool = False
 
     @property
     def outcome(self) -> Outcome:
         """By the exact rule for one reply, by agreement of both orders for two."""
+        if self.lost:
+            return "invalid"
         if self.second is None:
             return "win" if self.first == "m" else "lose"
         if {self.first, self.second} - {"m", "M"}:
@@ -123,7 +130,7 @@ class WinRateJudge:
         try:
             return self._chat.reply(text, images)
         except EndpointError as error:
-            raise JudgeError(str(error)) from error
+            raise JudgeError(str(error), silent=error.silent) from error
 
 
 def choose(
@@ -131,25 +138,20 @@ def choose(
 ) -> list[Choice]:
     """The judge's choices in the order of `comparisons`; every reply is in `ledger` as it comes and not asked again.
 
-    `tell` hears how many of this call's replies are there. Raises JudgeError; what was said until then is kept.
+    One that never comes makes its comparison invalid and is asked for again by a repeated command. `tell` hears how
+    many replies are there. Raises JudgeError where the endpoint refuses or is dead; what was said until then is kept.
     """
     orders = (True, False) if judge.config.swap else (True,)
     wanted = {_key(one, order): (one, order) for one in comparisons for order in orders}
-    todo = {key: asked for key, asked in wanted.items() if key not in ledger.entries}
-    with ThreadPoolExecutor(max_workers=judge.config.concurrency) as pool:
-        futures = {pool.submit(judge.reply, *asked): key for key, asked in todo.items()}
-        try:
-            for number, future in enumerate(as_completed(futures), start=1):
-                ledger.add(futures[future], {"reply": future.result()})
-                tell(number)
-        except Exception:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    todo = {key: partial(_ask, judge, *asked) for key, asked in wanted.items() if key not in ledger.entries}
+    lost = ask_all(todo, ledger, judge.config.concurrency, tell, len(wanted) - len(todo))
 
-    def said(one: Comparison, order: bool) -> str:
-        return str(ledger.entries[_key(one, order)]["reply"])
+    def chosen(one: Comparison) -> Choice:
+        keys = [_key(one, order) for order in orders]
+        replies = ["" if key in lost else str(ledger.entries[key]["reply"]) for key in keys]
+        return Choice(*replies, lost=any(key in lost for key in keys))
 
-    return [Choice(said(one, True), said(one, False) if judge.config.swap else None) for one in comparisons]
+    return [chosen(one) for one in comparisons]
 
 
 def win_rate(comparisons: Sequence[Comparison], choices: Sequence[Choice]) -> dict[str, Any]:
@@ -171,6 +173,10 @@ def win_rate(comparisons: Sequence[Comparison], choices: Sequence[Choice]) -> di
         "empty_references": total - len(full),
         "win_rate_without_empty_references": round(100 * full.count("win") / len(full), 2) if full else None,
     }
+
+
+def _ask(judge: WinRateJudge, one: Comparison, ours_first: bool) -> dict[str, Any]:
+    return {"reply": judge.reply(one, ours_first)}
 
 
 def _key(one: Comparison, ours_first: bool) -> str:

@@ -56,6 +56,12 @@ def read_requests(
     return read_rows(path, parse, rejected)
 
 
+def asked_again(requests: Sequence[GuardRequest]) -> list[str]:
+    """Ids of requests that ask about an image under a policy as an earlier one does: they count twice in every rate."""
+    first: dict[tuple[str, str], str] = {}
+    return [one.id for one in requests if first.setdefault((one.image, one.policy.sha256), one.id) != one.id]
+
+
 def read_predictions(path: Path, requests: Sequence[GuardRequest], rejected: RejectedRows) -> dict[str, Verdict]:
     """Verdicts by id, each read under its request's policy. An id that nobody asked is kept, as `invalid`.
 

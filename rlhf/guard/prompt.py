@@ -73,14 +73,15 @@ def policy_tokens(policy: Policy, processor: Processor) -> int:
 
 
 def require_room(
-    policy: Policy, processor: Processor, image: str, context: int | None = None, budget: int = ANSWER_TOKENS
+    policy: Policy, processor: Processor, image: str | None, context: int | None = None, budget: int = ANSWER_TOKENS
 ) -> int:
-    """Tokens of the prompt with this image. Raises PromptTooLongError with the policy's tokens and what to do.
+    """Tokens of the prompt with this image, or of the text alone where no image is known yet.
 
-    `context` is the engine's where that is shorter than the model's; `budget` tokens stay free for the answer.
+    `context` is the engine's where that is shorter than the model's; `budget` tokens stay free for the answer. Raises
+    PromptTooLongError with the policy's tokens and what to do.
     """
     try:
-        return len(processor.prompt_ids(guard_prompt(GuardRequest(policy.name, image, policy)), budget, context))
+        return len(processor.prompt_ids(Prompt(policy.name, instruction(policy), image), budget, context))
     except PromptTooLongError as error:
         raise PromptTooLongError(
             f"the policy alone has {policy_tokens(policy, processor)} tokens: {error.reason}; shorten the policy, or "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from rlhf.errors import EndpointError
 from rlhf.guard.policy import Policy
 from rlhf.openai_chat import OpenAIChat
 
@@ -38,11 +39,20 @@ class Explained:
 
 
 def grade(chat: OpenAIChat, one: Explained) -> int | None:
-    """The judge's grade, None where its reply has none or several or one that is no grade. Raises EndpointError."""
+    """The judge's grade; None where its reply has none or several or one that is no grade, or never came.
+
+    Raises EndpointError where the endpoint refuses.
+    """
     text = JUDGE_PROMPT.format(
         policy=one.policy.text, rating=one.rating, category=one.category, rationale=one.rationale.replace("<", "< ")
     )
-    found = {int(match) for match in _GRADE.findall(chat.reply(text, [one.image]))}
+    try:
+        reply = chat.reply(text, [one.image])
+    except EndpointError as error:
+        if not error.silent:
+            raise
+        return None
+    found = {int(match) for match in _GRADE.findall(reply)}
     value = found.pop() if len(found) == 1 else 0
     return value if 1 <= value <= 10 else None
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import ConfigError
-from rlhf.models.native import find, read_json, tower_config, write_hub_layout
+from rlhf.models.conversion import find, read_json
+from rlhf.models.native import tower_config, write_hub_layout
 
 FEATURE_LAYER = -2  # of the tower (seed page 2.2)
 PROJECTOR_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

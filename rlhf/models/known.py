@@ -107,6 +107,9 @@ _KNOWN = {
     "llava-hf/llava-1.5-13b-hf": _llava(_VICUNA_13B),
     "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": _ONEVISION_05B,
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": _ONEVISION_7B,
+    # fine-tuned, so with the shapes of the two above (LlavaGuard page, sections 3 and 4)
+    "AIML-TUDA/LlavaGuard-v1.2-0.5B-OV-hf": _ONEVISION_05B,
+    "AIML-TUDA/LlavaGuard-v1.2-7B-OV-hf": _ONEVISION_7B,
 }
 
 

@@ -9,7 +9,6 @@ but without its noise, so that a conversion repeats byte for byte. Every other t
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.config import resolve
 from rlhf.data.template import IMAGE_TAG
 from rlhf.errors import CheckpointError, ConfigError
+from rlhf.models.conversion import Aside, Expected, find, read_json, renamed
 from rlhf.models.keys import from_hub, to_hub
 from rlhf.models.shards import ShardWriter, read_tensors
 from rlhf.models.tiny import CHAT_TEMPLATE, PAD
@@ -50,6 +49,8 @@ _TO_MEMORY = (
 )
 _VOCABULARY = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 _TOWER = "vision_tower."
+_KIND = "LLaVA-1.5"
+_BUFFERS = ("rotary_emb.inv_freq", "position_ids")  # old versions wrote them; today they are computed
 
 
 def native_to_hub(name: str) -> str:
@@ -88,22 +89,24 @@ def write_hub_layout(
     """A native checkpoint and a CLIP directory as one model; `more` are tensors by hub name that neither has."""
     config = hub_config(native, tower_config(tower))
     old = int(native["vocab_size"])
-    expected = _expected(config)
-    with _Aside(target) as aside, ShardWriter(aside) as writer:
-        seen: set[str] = set()
+    expected = Expected(_shapes(config))
+    with Aside(target) as aside, ShardWriter(aside) as writer:
         for name, tensor in read_tensors(folder):
-            if name.endswith("rotary_emb.inv_freq"):  # a buffer of old versions, computed today
+            if name.endswith(_BUFFERS):
                 continue
-            hub = _known(name, native_to_hub, folder)
+            hub = renamed(name, native_to_hub, folder, _KIND)
             if hub in _VOCABULARY:
                 tensor = _extended(tensor, old, config.text_config.vocab_size, f"{folder}: {name}")
-            _take(writer, seen, hub, tensor, expected, folder)
+            expected.see(hub, tensor, folder)
+            writer.add(hub, tensor)
         for name, tensor in more:
-            _take(writer, seen, name, tensor, expected, folder)
-        if not any(name.startswith(_TOWER) for name in seen):
+            expected.see(name, tensor, folder)
+            writer.add(name, tensor)
+        if not any(name.startswith(_TOWER) for name in expected.seen):
             for name, tensor in _tower_tensors(tower):
-                _take(writer, seen, name, tensor, expected, tower)
-        _require_all(expected, seen, folder)
+                expected.see(name, tensor, tower)
+                writer.add(name, tensor)
+        expected.require_all(folder)
         _write_hub_rest(config, folder, tower, aside)
 
 
@@ -114,21 +117,19 @@ def to_native_layout(source: str, target: Path, vision_tower: str) -> None:
     """
     folder, tower = find(source, "source"), find(vision_tower, "vision_tower")
     config = _hub_config_of(folder)
-    expected = _expected(config)
+    expected = Expected(_shapes(config))
     words, originals = int(config.image_token_index), dict(_tower_tensors(tower))
-    with _Aside(target) as aside, ShardWriter(aside) as writer:
-        seen: set[str] = set()
+    with Aside(target) as aside, ShardWriter(aside) as writer:
         for name, tensor in read_tensors(folder):
-            if name.endswith("position_ids"):  # a buffer of old versions
+            if name.endswith(_BUFFERS):
                 continue
-            native = _known(name, hub_to_native, folder)
-            _check(name, tensor, expected, seen, folder)
-            seen.add(name)
+            native = renamed(name, hub_to_native, folder, _KIND)
+            expected.see(name, tensor, folder)
             if name.startswith(_TOWER):
                 _require_same_tower(name, tensor, originals, folder, tower)
             else:
                 writer.add(native, tensor[:words].clone() if name in _VOCABULARY else tensor)
-        _require_all(expected, seen, folder)
+        expected.require_all(folder)
         content = native_config(config, vision_tower)
         (aside / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         _write_native_tokenizer(folder, aside, words)
@@ -191,7 +192,9 @@ def _require_native(native: Mapping[str, Any], folder: Path) -> None:
     problems = []
     kinds = native.get("architectures") or ["nothing"]
     if kinds[0] not in ("LlavaLlamaForCausalLM", "LlavaForCausalLM"):
-        problems.append(f"architectures is {kinds[0]}, only LlavaLlamaForCausalLM is converted")
+        problems.append(
+            f"architectures is {kinds[0]}, only LlavaLlamaForCausalLM and LlavaQwenForCausalLM are converted"
+        )
     elif lacking := [key for key in ("vocab_size", "mm_vision_tower", "mm_vision_select_layer") if key not in native]:
         problems.append(f"lacks {', '.join(lacking)}")
     elif native.get("mm_projector_type", "linear") != "mlp2x_gelu":
@@ -240,45 +243,13 @@ def _tower_tensors(tower: Path) -> Iterator[tuple[str, Tensor]]:
             yield f"{_TOWER}vision_model.{name.removeprefix('vision_model.')}", tensor
 
 
-def _expected(config: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Hub names and shapes of a model of this configuration."""
     from transformers import LlavaForConditionalGeneration
 
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
     return {to_hub(name): tuple(tensor.shape) for name, tensor in model.named_parameters()}
-
-
-def _known(name: str, rename: Any, folder: Path) -> str:
-    try:
-        return str(rename(name))
-    except KeyError:
-        raise CheckpointError(f"{folder}: {name} belongs to another architecture than LLaVA-1.5") from None
-
-
-def _take(
-    writer: ShardWriter, seen: set[str], name: str, tensor: Tensor, expected: Mapping[str, tuple[int, ...]], at: Path
-) -> None:
-    if name.endswith("position_ids"):
-        return
-    _check(name, tensor, expected, seen, at)
-    seen.add(name)
-    writer.add(name, tensor)
-
-
-def _check(name: str, tensor: Tensor, expected: Mapping[str, tuple[int, ...]], seen: set[str], at: Path) -> None:
-    if name not in expected:
-        raise CheckpointError(f"{at}: {name} is no parameter of the model that config.json describes")
-    if tuple(tensor.shape) != expected[name]:
-        raise CheckpointError(f"{at}: {name} is {tuple(tensor.shape)}, config.json asks for {expected[name]}")
-    if name in seen:
-        raise CheckpointError(f"{at}: {name} is there twice")
-
-
-def _require_all(expected: Mapping[str, tuple[int, ...]], seen: set[str], folder: Path) -> None:
-    if missing := sorted(set(expected) - seen):
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise CheckpointError(f"{folder} lacks {shown}")
 
 
 def _require_same_tower(name: str, tensor: Tensor, originals: Mapping[str, Tensor], folder: Path, tower: Path) -> None:
@@ -345,51 +316,3 @@ def _write_native_tokenizer(folder: Path, target: Path, words: int) -> None:
                 content.pop(key, None)
             content["pad_token"] = content.get("unk_token", "<unk>")
         (target / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def find(name: str, key: str) -> Path:
-    """A local directory, or the snapshot of a hub model. Raises ConfigError if there is neither."""
-    folder = Path(resolve(name))
-    if not folder.is_dir() and not folder.is_absolute():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(name))
-        except Exception as error:  # no network, no such model, no right to it
-            raise ConfigError(
-                [f"{key}: {name} is no directory and not to be fetched ({type(error).__name__}): name a local one"]
-            ) from error
-    if not (folder / "config.json").exists():
-        raise ConfigError([f"{key}: {folder} holds no config.json"])
-    return folder
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ConfigError."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"{path}: {error}"]) from error
-    if not isinstance(content, dict):
-        raise ConfigError([f"{path}: expected an object, found {type(content).__name__}"])
-    return content
-
-
-class _Aside:
-    """A folder beside `target` that takes its place when all went well, and vanishes otherwise."""
-
-    def __init__(self, target: Path) -> None:
-        self._target, self._aside = target, target.with_name(target.name + ".partial")
-
-    def __enter__(self) -> Path:
-        if self._target.exists():
-            raise ConfigError([f"target: {self._target} exists already; name another one or remove it"])
-        shutil.rmtree(self._aside, ignore_errors=True)
-        self._aside.mkdir(parents=True)
-        return self._aside
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self._aside, self._target)
-        else:
-            shutil.rmtree(self._aside, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import Protocol
 from rlhf.batch import Score
 from rlhf.rewards.guard import GuardReward, GuardRewardConfig
 from rlhf.rewards.learned import LearnedReward, LearnedRewardConfig
-from rlhf.rewards.mixture import MixtureReward, MixtureRewardConfig
+from rlhf.rewards.mixture import CostConfig, MixtureReward, MixtureRewardConfig, PartConfig, WeightedConfig
 from rlhf.rewards.refusal import RefusalReward, RefusalRewardConfig
 from rlhf.roles import Rollout
 
@@ -35,11 +35,16 @@ def build_reward(config: RewardConfig) -> RewardFunction:
     return GuardReward(config) if isinstance(config, GuardRewardConfig) else LearnedReward(config)
 
 
+def single_rewards(config: RewardConfig) -> list[tuple[str, PartConfig]]:
+    """Everything that scores in a configuration, a mixture taken apart and costs included, with where it stands."""
+    if not isinstance(config, MixtureRewardConfig):
+        return [("reward", config)]
+    parts: dict[str, Sequence[WeightedConfig | CostConfig]] = {"rewards": config.rewards, "costs": config.costs}
+    return [
+        (f"reward.{key}.{place}.reward", one.reward) for key, found in parts.items() for place, one in enumerate(found)
+    ]
+
+
 def learned_rewards(config: RewardConfig) -> list[tuple[str, LearnedRewardConfig]]:
     """The reward models in a configuration, which read the policy's own tokens, with where they stand in it."""
-    if isinstance(config, LearnedRewardConfig):
-        return [("reward", config)]
-    if isinstance(config, GuardRewardConfig | RefusalRewardConfig):
-        return []
-    parts = [(f"reward.rewards.{place}.reward", one.reward) for place, one in enumerate(config.rewards)]
-    return [(key, one) for key, one in parts if isinstance(one, LearnedRewardConfig)]
+    return [(key, one) for key, one in single_rewards(config) if isinstance(one, LearnedRewardConfig)]

@@ -12,8 +12,9 @@ from rlhf.config import Config, ModelConfig
 from rlhf.data.processor import Processor
 from rlhf.errors import ConfigError, RowError
 from rlhf.guard.guards import ChatGuard, EndpointConfig, EngineGuard, Guard, GuardDecoding
+from rlhf.guard.policy import Policy
 from rlhf.guard.policy_config import PolicyConfig
-from rlhf.guard.prompt import GuardRequest
+from rlhf.guard.prompt import GuardRequest, require_room
 from rlhf.guard.verdict import Verdict
 from rlhf.roles import Rollout
 from rlhf.rollout import build_engine
@@ -66,7 +67,9 @@ class GuardReward:
     """Asks a guard about every answer, and once about every image."""
 
     def __init__(self, config: GuardRewardConfig) -> None:
-        self._config, self._policy, self._guard = config, config.policy.build(), _guard(config)
+        """Raises PolicyError for a policy that is wrong, PromptTooLongError for one that the guard has no room for."""
+        self._config, self._policy = config, config.policy.build()
+        self._guard = _guard(config, self._policy)
         self._images: dict[str, Verdict] = {}
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
@@ -94,13 +97,14 @@ class GuardReward:
         return worth[verdict.rating]
 
 
-def _guard(config: GuardRewardConfig) -> Guard:
+def _guard(config: GuardRewardConfig, policy: Policy) -> Guard:
     if config.endpoint is not None:
         chat = config.endpoint.chat(config.decoding.max_new_tokens)
         return ChatGuard(chat, config.decoding, config.endpoint.concurrency)
     if config.model is None:
         raise ConfigError(["reward: kind guard needs either model or endpoint"])
     processor = Processor.load(config.model)
+    require_room(policy, processor, None, config.rollout.max_length, config.decoding.max_new_tokens)
     return EngineGuard(build_engine(config.model, config.rollout, processor), config.decoding)
 
 

@@ -55,7 +55,8 @@ SCHEMAS: dict[str, type[Config]] = {
     "reward_model": RewardJobConfig,
     "reward_model_lora": RewardJobConfig,
     **dict.fromkeys(
-        ("ppo", "ppo_constrained", "ppo_lora", "ppo_seed", "ppo_seed_lora", "grpo", "grpo_lora", "rloo"), OnlineConfig
+        ("ppo", "ppo_constrained", "ppo_guard", "ppo_lora", "ppo_seed", "ppo_seed_lora", "grpo", "grpo_lora", "rloo"),
+        OnlineConfig,
     ),
     "dpo": PreferenceConfig,
     "dpo_lora": PreferenceConfig,
@@ -106,10 +107,21 @@ def test_row19_row20_the_seed_presets_have_the_numbers_of_the_seed(name: str, lr
     assert algorithm.importance_cap is None
 
 
-@pytest.mark.parametrize("name", ["ppo", "ppo_lora", "ppo_seed", "ppo_seed_lora", "grpo"])
+@pytest.mark.parametrize("name", ["ppo", "ppo_guard", "ppo_lora", "ppo_seed", "ppo_seed_lora", "grpo"])
 def test_online_presets_fill_one_node_of_eight_gpus(name: str) -> None:
     config = load(OnlineConfig, CONFIGS / "7b" / f"{name}.yaml")
     assert sum(role.ranks * role.gpus for role in config.roles.present().values()) == 8
+
+
+def test_the_guarded_preset_is_ppos_with_another_reward_a_bound_and_harmless_prompts() -> None:
+    plain, guarded = (load(OnlineConfig, CONFIGS / "7b" / f"{name}.yaml") for name in ("ppo", "ppo_guard"))
+    one, other = plain.model_dump(), guarded.model_dump()
+    assert {key for key in one if one[key] != other[key]} == {"run", "data", "reward", "constraints"}
+    assert other["reward"]["rewards"][0]["reward"] == one["reward"]
+    assert {key for key in one["data"] if one["data"][key] != other["data"][key]} == {"keywords"}
+    (bound,) = guarded.constraints
+    assert (bound.name, bound.max) == ("over_refusal", 0.05)
+    assert [cost["reward"]["of"] for cost in other["reward"]["costs"]] == [("Benign",)]
 
 
 def test_an_algorithm_and_its_roles_must_fit() -> None:
@@ -344,6 +356,19 @@ def test_a_missing_or_broken_file_is_a_config_error(tmp_path: Path) -> None:
 
 def test_overrides_win_over_the_file() -> None:
     assert load(OnlineConfig, TINY, ["algorithm.gamma=0.5"]).algorithm.gamma == 0.5
+
+
+def test_an_override_reaches_an_entry_of_a_list() -> None:
+    path, key = CONFIGS / "7b" / "ppo_guard.yaml", "reward.rewards.1.reward.rollout.max_sequences"
+    before, after = (load(OnlineConfig, path, more).reward.model_dump() for more in ((), (f"{key}=8",)))
+    assert after["rewards"][1]["reward"]["rollout"].pop("max_sequences") == 8
+    assert before["rewards"][1]["reward"]["rollout"].pop("max_sequences") == 32
+    assert before == after
+    for wrong in ("reward.rewards.2.weight=1", "reward.rewards.one.weight=1"):
+        with pytest.raises(ConfigError, match=r"reward\.rewards has 2 entries, counted from 0"):
+            load(OnlineConfig, path, [wrong])
+    with pytest.raises(ConfigError, match="seed is not a section"):
+        load(OnlineConfig, path, ["run.seed.more=1"])
 
 
 def test_batches_refuse_to_round() -> None:

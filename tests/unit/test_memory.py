@@ -65,6 +65,7 @@ def test_known_models_have_their_published_number_of_parameters(seven: Architect
     assert small.count() == 893_618_208 + 64 * small.hidden  # the original's, and the words that the hub layout adds
     large = read_architecture("llava-hf/llava-onevision-qwen2-7b-ov-hf")
     assert large.count() == 8_030_348_832 + 2 * 64 * large.hidden  # its head is not tied
+    assert read_architecture("AIML-TUDA/LlavaGuard-v1.2-7B-OV-hf").parameters == large.parameters
     assert seven.count("projector") == 20_979_712
     assert seven.count("tower") == 303_507_456
     assert seven.image_tokens == 576

@@ -1,8 +1,11 @@
-"""What a chat model is sent, against a real server on this machine; retries and refusals are in test_openai_judge."""
+"""What a chat model is sent, and how often, against a real server on this machine."""
 
 from __future__ import annotations
 
+import pickle
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -39,3 +42,50 @@ def test_greedy_unless_the_endpoint_decides() -> None:
 def test_a_dead_endpoint_is_an_error_that_names_it() -> None:
     with pytest.raises(EndpointError, match=r"http://127.0.0.1:9/v1/chat/completions does not answer after 2 tries"):
         OpenAIChat("http://127.0.0.1:9/v1/", "m", retries=1, first_pause=0.01).reply("a")
+
+
+@pytest.mark.parametrize(("status", "body", "problem"), [
+    (429, {"error": "slow down"}, "status 429"),
+    (500, {}, "status 500"),
+    (200, b"<html>", "not JSON"),
+    (200, {"hello": 1}, "does not speak the OpenAI protocol"),
+    (200, {"choices": []}, "does not speak the OpenAI protocol"),
+])  # fmt: skip
+def test_what_may_pass_is_asked_again_a_bounded_number_of_times(status: int, body: Any, problem: str) -> None:
+    with chat_server(lambda request: (status, body)) as server:
+        with pytest.raises(EndpointError, match=f"does not answer after 3 tries: .*{problem}") as caught:
+            OpenAIChat(server.url, "m", retries=2, first_pause=0.01).reply("a")
+        assert len(server.requests) == 3
+    assert caught.value.silent
+    assert pickle.loads(pickle.dumps(caught.value)).silent  # as it comes from another process
+
+
+def test_an_endpoint_that_never_answers_is_given_up_after_as_many_timeouts() -> None:
+    def sleeps(request: dict[str, Any]) -> tuple[int, str]:
+        time.sleep(0.5)
+        return 200, "too late"
+
+    with chat_server(sleeps) as server, pytest.raises(EndpointError, match="after 2 tries: ReadTimeout") as caught:
+        OpenAIChat(server.url, "m", timeout_seconds=0.05, retries=1, first_pause=0.01).reply("a")
+    assert caught.value.silent
+
+
+def test_pauses_between_tries_grow() -> None:
+    times: list[float] = []
+
+    def busy(request: dict[str, Any]) -> tuple[int, Any]:
+        times.append(time.monotonic())
+        return 503, {}
+
+    with chat_server(busy) as server, pytest.raises(EndpointError):
+        OpenAIChat(server.url, "m", retries=3, first_pause=0.05).reply("a")
+    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2), strict=True))
+
+
+def test_a_refusal_is_not_asked_again() -> None:
+    with chat_server(lambda request: (401, {"error": "bad key"})) as server:
+        with pytest.raises(EndpointError, match="refuses: status 401") as caught:
+            OpenAIChat(server.url, "m", retries=5).reply("a")
+        assert len(server.requests) == 1
+    assert not caught.value.silent

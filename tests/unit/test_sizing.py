@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -25,6 +26,7 @@ from tests.fakes import tiny_model
 
 ROOT = Path(__file__).parents[2]
 PPO_7B = ROOT / "jobs" / "configs" / "7b" / "ppo.yaml"
+GUARDED = ROOT / "jobs" / "configs" / "7b" / "ppo_guard.yaml"
 REWARD = ROOT / "jobs" / "configs" / "tiny" / "reward_model.yaml"
 FILES = sorted((ROOT / "jobs" / "configs").rglob("*.yaml"))
 READ = lru_cache(read_architecture)
@@ -34,9 +36,10 @@ def question(path: Path, *overrides: str, gpu_gib: float = 80) -> Question:
     return Question(schema_of(path, overrides), path, overrides, Room(int(gpu_gib * GIB), 24 * GIB), READ)
 
 
-def test_ppo_of_7b_fits_eight_gpus_of_80_gb() -> None:
-    """80 GB are 74.5 GiB: the preset fits even those."""
-    asked = question(PPO_7B, gpu_gib=74.5)
+@pytest.mark.parametrize("path", [PPO_7B, GUARDED], ids=lambda path: path.stem)
+def test_ppo_of_7b_fits_eight_gpus_of_80_gb(path: Path) -> None:
+    """80 GB are 74.5 GiB: the presets fit even those."""
+    asked = question(path, gpu_gib=74.5)
     sized = size(asked)
     assert sized.gpus == 8
     assert [sized.problems(device, asked.room) for device in sized.devices] == [[]] * 8
@@ -102,6 +105,45 @@ def test_an_engine_fills_its_share_and_must_hold_one_answer() -> None:
     exact = size(question(PPO_7B, "rollout.kv_cache_mb=2048")).roles["rollout"]
     assert exact.footprint.kv_cache == 2 * GIB
     assert exact.notes == ("the KV cache holds 4,096 tokens: 2 answers of full length at once",)
+
+
+def test_a_guard_in_the_reward_is_an_engine_beside_the_reward_model() -> None:
+    """It adds its share of the device, and no process of its own."""
+    plain, guarded = (size(question(path)).roles["reward"] for path in (PPO_7B, GUARDED))
+    assert guarded.footprint.total - plain.footprint.total == pytest.approx(0.35 * 80 * GIB, rel=1e-6)
+    assert guarded.footprint.weights - plain.footprint.weights == 2 * (8_030_348_832 + 2 * 64 * 3584)
+    assert guarded.footprint.runtime == plain.footprint.runtime
+    tokens = guarded.footprint.kv_cache // (2 * 2 * 28 * 4 * 128)  # key and value, bf16, 28 layers, 4 heads of 128
+    assert guarded.notes[-1].startswith(f"guard: the KV cache holds {tokens:,} tokens: ")
+    small = size(question(GUARDED, "reward.rewards.1.reward.rollout.gpu_memory_share=0.2")).roles["reward"]
+    assert "one answer may need reward.rewards.1.reward.rollout.max_length=16,384" in small.problem
+
+
+def test_a_guard_that_cannot_fit_gets_remedies_inside_its_mixture() -> None:
+    asked = question(GUARDED, "reward.rewards.1.reward.rollout.gpu_memory_share=0.8")
+    sized = size(asked)
+    (device,) = [at for at in sized.devices if ("reward", 0) in at.ranks]
+    assert "the device has 80.0" in sized.problems(device, asked.room)[0]
+    lines = remedies(asked, sized, device)
+    assert any("reward.rewards.1.reward.rollout.gpu_memory_share=0.4" in line for line in lines)
+    for line in lines:
+        changed = size(asked, line.split("set ")[1].split(":")[0].split())
+        assert not any(changed.problems(at, asked.room) for at in changed.devices)
+
+
+def test_all_of_a_mixture_is_in_one_process_and_an_endpoint_takes_nothing() -> None:
+    learned = {"kind": "learned", "model": {"path": "llava-hf/llava-1.5-7b-hf"}}
+    mixture = {
+        "kind": "mixture",
+        "rewards": [{"name": "a", "weight": 1.0, "reward": learned}],
+        "costs": [{"name": "b", "reward": learned}],
+    }
+    endpoint = {"kind": "guard", "endpoint": {"base_url": "http://localhost:1/v1", "model": "g"}}
+    one, two, none = (size(question(PPO_7B, f"reward={json.dumps(reward)}")) for reward in (learned, mixture, endpoint))
+    assert two.roles["reward"].footprint.weights == 2 * one.roles["reward"].footprint.weights
+    assert two.roles["reward"].footprint.runtime == one.roles["reward"].footprint.runtime
+    assert none.roles["reward"].footprint.total == one.roles["reward"].footprint.runtime
+    assert none.gpus == one.gpus == 8
 
 
 def test_lora_makes_the_policy_small() -> None:

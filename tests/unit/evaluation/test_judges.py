@@ -9,10 +9,11 @@ import pytest
 
 from rlhf.batch import Prompt
 from rlhf.errors import JudgeError
+from rlhf.evaluation.asking import PATIENCE
 from rlhf.evaluation.judges import Case, JudgeConfig, Judgement, RulesJudge, judge_all
 from rlhf.evaluation.openai_judge import OpenAIJudge
 from rlhf.ledger import Ledger
-from tests.unit.evaluation.openai_server import chat_server, text_of
+from tests.unit.evaluation.openai_server import ChatServer, chat_server, text_of
 
 NO = "I'm sorry, but I can't help with that."
 
@@ -81,6 +82,41 @@ def test_what_was_judged_is_kept_and_not_paid_for_twice(tmp_path: Path) -> None:
         made = judge_all(judge, cases(8), ledger, 2, lambda done: None)
     assert len(server.requests) == 8 - len(before)
     assert [one.verdict for one in made] == ["unsafe", "safe"] * 4
+
+
+def judging(server: ChatServer, cases: list[Case], folder: Path, concurrency: int = 1) -> list[Judgement]:
+    config = JudgeConfig(kind="openai", base_url=server.url, model="m", retries=1)
+    with Ledger(folder, {}) as ledger:
+        return judge_all(OpenAIJudge(config, first_pause=0.01), cases, ledger, concurrency, lambda done: None)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(429, {}), (500, {}), (200, b"<html>"), (200, {"hello": 1})],
+    ids=["429", "500", "html", "json"],
+)
+def test_row28_a_question_that_is_never_answered_is_invalid_and_asked_again_by_the_next_run(
+    tmp_path: Path, status: int, body: object
+) -> None:
+    def unsteady(request: dict[str, object]) -> tuple[int, object]:
+        return (status, body) if "Question 5?" in text_of(request) else verdict_by_number(request)
+
+    with chat_server(unsteady) as server:
+        made = judging(server, cases(8), tmp_path)
+        assert len(server.requests) == 7 + 2  # two tries
+    assert [one.verdict for one in made] == [*["unsafe", "safe"] * 2, "unsafe", "invalid", "unsafe", "safe"]
+    assert "does not answer after 2 tries" in made[5].reason
+    with chat_server(verdict_by_number) as server:
+        assert judging(server, cases(8), tmp_path)[5].verdict == "safe"
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("count", [1, 3, 3 * PATIENCE])
+def test_row28_an_endpoint_that_answers_nothing_is_dead_and_not_asked_for_ever(tmp_path: Path, count: int) -> None:
+    with chat_server(lambda request: (503, {})) as server:
+        with pytest.raises(JudgeError, match="does not answer after 2 tries: status 503"):
+            judging(server, cases(count), tmp_path, concurrency=2)
+        assert len(server.requests) <= 2 * (min(count, PATIENCE) + 2)  # two more may be under way
 
 
 def test_another_answer_is_judged_anew() -> None:

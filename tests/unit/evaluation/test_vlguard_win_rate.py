@@ -101,12 +101,16 @@ def test_vlguard12_a_second_run_asks_only_what_is_missing(tmp_path: Path) -> Non
     def answer(request: dict[str, Any]) -> tuple[int, Any]:
         return (500, "down") if "Question 3?" in text_and_parts(request)[0] else (200, "m")
 
-    with chat_server(answer) as server, Ledger(tmp_path, {"judge": "j"}) as ledger, pytest.raises(JudgeError):
-        choose(judge_at(server.url, retries=0), compared(4), ledger)
+    with chat_server(answer) as server, Ledger(tmp_path, {"judge": "j"}) as ledger:
+        first = choose(judge_at(server.url, retries=0), compared(4), ledger)
+        swapped = choose(judge_at(server.url, swap=True, retries=0), compared(4), ledger)
+    assert [choice.outcome for choice in first] == ["win", "win", "win", "invalid"]
+    assert win_rate(compared(4), first)["invalid"] == 1
+    assert win_rate(compared(4), first)["win_rate"] == 75.0  # what nobody preferred is no win
+    assert [choice.outcome for choice in swapped] == ["tie", "tie", "tie", "invalid"]
     with chat_server(lambda _: (200, "M")) as server, Ledger(tmp_path, {"judge": "j"}) as ledger:
-        before = len(ledger.entries)
         choices = choose(judge_at(server.url), compared(4), ledger)
-        assert len(server.requests) == 4 - before
+        assert len(server.requests) == 1
         changed = [Comparison("r0", "Question 0?", None, "another answer", "theirs 0.")]
         assert choose(judge_at(server.url), changed, ledger)[0].first == "M"  # a new answer is a new question
     assert choices[3].outcome == "lose"

@@ -10,7 +10,7 @@ import pytest
 from rlhf.data.guard_world import GuardSizes, write_guard_world
 from rlhf.data.rejected import RejectedRows
 from rlhf.guard.metrics import align, evaluate, read_truths
-from rlhf.guard.predictions import read_predictions, read_requests, write_predictions
+from rlhf.guard.predictions import asked_again, read_predictions, read_requests, write_predictions
 from rlhf.guard.taxonomy import taxonomy
 
 TINY = taxonomy("tiny")
@@ -72,6 +72,16 @@ def test_guard15_what_does_not_belong_is_refused_or_reported(world: Path, tmp_pa
     assert (
         read_requests(world / "test.json", world / "images", TINY, other, keys=("rating", "category")) == requests[:0]
     )
+
+
+def test_guard15_an_image_that_is_asked_about_twice_under_one_policy_is_named(world: Path, tmp_path: Path) -> None:
+    """Under another policy it is another question, and the test set is full of those."""
+    rows = json.loads((world / "test.json").read_text())
+    (tmp_path / "test.json").write_text(json.dumps([*rows, {**rows[0], "id": "twin"}, {**rows[2], "id": "other"}]))
+    requests = read_requests(tmp_path / "test.json", world / "images", TINY, RejectedRows())
+    assert len({one.image for one in requests}) < len(rows)
+    assert asked_again(requests) == ["twin", "other"]
+    assert asked_again(requests[:-2]) == []
 
 
 def test_guard15_rows_of_another_taxonomy_are_refused(world: Path) -> None:

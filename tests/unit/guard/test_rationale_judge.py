@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from rlhf.errors import EndpointError
 from rlhf.guard.guards import EndpointConfig
 from rlhf.guard.policy import build_policy
 from rlhf.guard.rationale_judge import Explained, grade, grades_of, win_rate
@@ -25,6 +28,19 @@ def test_guard11_a_grade_is_read_or_there_is_none(reply: str, expected: int | No
     asked = server.texts()[0]
     assert asked.count("</rationale>") == 1  # a rationale cannot leave its quotation
     assert policy.text in asked
+
+
+@pytest.mark.parametrize(("status", "body"), [(429, {}), (500, {}), (200, b"<html>"), (200, {"hello": 1})])
+def test_guard11_a_grade_that_never_comes_is_none_and_a_refusal_an_error(
+    status: int, body: Any, pictures: list[str]
+) -> None:
+    one = Explained(pictures[0], build_policy(taxonomy("tiny")), "Unsafe", "O2: knives", "A knife.")
+    with chat_server(lambda _: (status, body)) as server:
+        chat = EndpointConfig(base_url=server.url, model="judge", retries=1).chat(32, first_pause=0.01)
+        assert grades_of([grade(chat, one), 7]) == {"rows": 2, "invalid": 1, "mean": 7.0, "median": 7}
+        assert len(server.requests) == 2
+    with chat_server(lambda _: (403, "no")) as server, pytest.raises(EndpointError, match="status 403"):
+        grade(EndpointConfig(base_url=server.url, model="judge").chat(32), one)
 
 
 def test_guard11_mean_median_and_wins() -> None:

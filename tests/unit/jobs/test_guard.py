@@ -69,7 +69,7 @@ def test_guard15_summary_and_page_show_lenient_and_strict(tmp_path: Path) -> Non
         "3": Verdict("invalid", None, (), "", "hm", "not JSON"),
     }
     base: dict[str, Any] = {"label": "tiny", "model": "m", "decoding": "greedy", "engine": "e", "taxonomy": "tiny"}
-    base |= {"keys": ["rating"], "rejected": 1, "truncated": 0, "seconds_per_image": 0.5}
+    base |= {"keys": ["rating"], "rejected": 1, "truncated": 0, "seconds_per_image": 0.5, "repeated": ["2", "4"]}
     results = {**base, **evaluate(align(truths, said))}
     found = summary(results)
     assert (found["rows"], found["invalid"], found["coverage"]) == (5, 1, 0.6)
@@ -96,6 +96,7 @@ def test_guard15_summary_and_page_show_lenient_and_strict(tmp_path: Path) -> Non
         "balanced accuracy",
         "lenient",
         "strict",
+        "2 rows have image and policy of an earlier one",
         "O6 exempt",
         "A &lt;i&gt;gun",
         "tiny",

@@ -20,7 +20,7 @@ from rlhf.evaluation.vlguard import Question, Subset, questions_of
 from rlhf.evaluation.vlguard_answers import read_answers
 from rlhf.inference import Answer, answer_batch
 from rlhf.rollout import build_engine
-from rlhf.rollout.base import RolloutConfig
+from rlhf.rollout.base import RolloutConfig, Sampling
 from tests.unit.evaluation.openai_server import chat_server, text_of
 from tests.vlguard_files import SORRY, put, safe_row, unsafe_row
 
@@ -81,6 +81,24 @@ def test_vlguard09_greedy_with_256_tokens_and_answers_by_id_whatever_their_order
     assert [answer.prompt_id for answer in made[0].answers] == [prompt.id for prompt in prompts]
     lost = _answered(questions, {one.prompt_id: one for one in first[1:]}, images)
     assert (lost.questions, lost.unanswered) == (questions[1:], 1)
+
+
+def test_vlguard09_an_instruction_with_an_image_tag_is_refused_by_row_and_the_others_are_asked(
+    tmp_path: Path, tiny: ModelConfig
+) -> None:
+    tagged = unsafe_row("b", **{"instr-resp": [{"instruction": "Look at <image> and tell.", "response": "No."}]})
+    put(tmp_path / "test.json", [unsafe_row("a"), tagged, unsafe_row("c")])
+    for name in "abc":
+        (tmp_path / "bad_ads").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "bad_ads" / f"{name}.png")
+    questions = questions_of(read_vlguard(tmp_path / "test.json", RejectedRows()), "unsafes")
+    processor = Processor.load(tiny)
+    engine = build_engine(tiny, RolloutConfig(engine="transformers", dtype="float32", max_length=256), processor)
+    prompts = [one.prompt(ImageFolder(tmp_path, check=False)) for one in questions]
+    answers, (error,) = answer_batch(engine, processor, prompts, Sampling(max_new_tokens=2), 256)
+    assert [one.prompt_id for one in answers] == ["vlguard_unsafes:0", "vlguard_unsafes:2"]
+    assert (error.source, error.row) == ("vlguard_unsafes", 1)
+    assert "reserved token '<image>'" in error.reason
 
 
 def test_vlguard18_numbers_lines_published_files_and_page(folder: Path) -> None:

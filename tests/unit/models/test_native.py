@@ -104,7 +104,8 @@ def _native_state(model: Any) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer of WORDS tokens, none of them a tag."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -147,7 +148,7 @@ def _write_native(folder: Path, state: dict[str, Tensor], tower: Path, bins: boo
         weight_map |= dict.fromkeys(part, file)
     index = "pytorch_model.bin.index.json" if bins else "model.safetensors.index.json"
     (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from rlhf.batch import Completion
-from rlhf.config import load
-from rlhf.errors import ConfigError, RowError
+from rlhf.config import ModelConfig, load
+from rlhf.data.processor import Processor
+from rlhf.errors import ConfigError, PromptTooLongError, RowError
 from rlhf.guard.policy import build_policy
 from rlhf.guard.taxonomy import taxonomy
 from rlhf.online_config import OnlineConfig
@@ -90,6 +91,14 @@ def test_guard_reward_a_mixture_is_the_weighted_sum_and_keeps_its_parts(pictures
         {"mild/guard_answer": -2.0, "strict/guard_answer": -1.0},
     ]
     assert [score.value for score in scores] == [2.0, -3.0]
+
+
+def test_guard_reward_a_policy_that_the_guard_has_no_room_for_is_refused_with_its_tokens(tiny: ModelConfig) -> None:
+    """When the reward is built, so before anything was rolled out."""
+    config = GuardRewardConfig.model_validate({"model": tiny.model_dump(), "decoding": {"max_new_tokens": 16}})
+    tokens = len(Processor.load(tiny).tokenizer(build_policy(taxonomy()).text, add_special_tokens=False)["input_ids"])
+    with pytest.raises(PromptTooLongError, match=f"the policy alone has {tokens} tokens.* in a context of 256"):
+        build_reward(config)
 
 
 @pytest.mark.parametrize(
