@@ -16,6 +16,7 @@ SafeVLError
 │   └── WeightSyncError    the weights in an engine are not those of the policy
 ├── EndpointError          a model behind an endpoint cannot be reached, or refuses
 │   └── JudgeError         the one that judges answers
+├── RequestError           a server of ours refuses a request, and tells its client so
 ├── CheckpointError        a checkpoint is incomplete, corrupt or belongs to another configuration
 └── WorkerLostError        an actor or rank died
 """
@@ -34,6 +35,7 @@ __all__ = [
     "NonFiniteError",
     "PolicyError",
     "PromptTooLongError",
+    "RequestError",
     "ResourceError",
     "RowError",
     "SafeVLError",
@@ -125,6 +127,16 @@ class EndpointError(SafeVLError):
 
 class JudgeError(EndpointError):
     """Met while judging: the judge's endpoint refuses or does not answer; what was judged is kept."""
+
+
+class RequestError(SafeVLError):
+    """Met by the client of a server: HTTP `status`, a `code` for programs, and which parameter is wrong, if one is."""
+
+    def __init__(
+        self, message: str, status: int = 400, code: str = "invalid_request", param: str | None = None
+    ) -> None:
+        self.message, self.status, self.code, self.param = message, status, code, param
+        super().__init__(message)
 
 
 class CheckpointError(SafeVLError):

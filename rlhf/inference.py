@@ -71,23 +71,34 @@ class GenerationConfig(Config):
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> GenerationConfig:
-        problems = []
-        context = min(self.rollout.max_length, self.model.max_length)
-        if self.sampling.max_new_tokens >= context:
-            problems.append(
-                f"sampling.max_new_tokens={self.sampling.max_new_tokens} leaves no room for a prompt in a context of "
-                f"{context} (rollout.max_length, model.max_length)"
-            )
-        if self.workers.gpus and self.workers.gpus < self.rollout.tensor_parallel > 1:
-            problems.append(
-                f"rollout.tensor_parallel={self.rollout.tensor_parallel} needs as many workers.gpus, "
-                f"not {self.workers.gpus:g}"
-            )
-        if self.workers.colocate_with is not None:
-            problems.append("workers.colocate_with: there is no other role here")
-        if problems:
+        if problems := misfits(self.model, self.sampling, self.rollout, self.workers):
             raise ConfigError(problems)
         return self
+
+
+def misfits(
+    model: ModelConfig,
+    sampling: Sampling,
+    rollout: RolloutConfig,
+    engines: RoleConfig,
+    keys: tuple[str, str] = ("sampling", "workers"),
+) -> list[str]:
+    """What does not fit together in a configuration that answers prompts; `keys` are its names of two sections."""
+    asking, working = keys
+    problems = []
+    context = min(rollout.max_length, model.max_length)
+    if sampling.max_new_tokens >= context:
+        problems.append(
+            f"{asking}.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in a context of "
+            f"{context} (rollout.max_length, model.max_length)"
+        )
+    if engines.gpus and engines.gpus < rollout.tensor_parallel > 1:
+        problems.append(
+            f"rollout.tensor_parallel={rollout.tensor_parallel} needs as many {working}.gpus, not {engines.gpus:g}"
+        )
+    if engines.colocate_with is not None:
+        problems.append(f"{working}.colocate_with: there is no other role here")
+    return problems
 
 
 class PromptFileConfig(Config):

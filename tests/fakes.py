@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from rlhf.batch import Prompt
+from rlhf.batch import Completion, Prompt
 from rlhf.config import ModelConfig
+from rlhf.data.processor import Processor
 from rlhf.models.heads import HEAD_FILE
 from rlhf.models.tiny import TinyConfig, TinyKind, build
+from rlhf.rollout.base import Sampling
 
 CORPUS = (
     "USER: What colour is the ball on the table? ASSISTANT: The ball is red.",
@@ -126,3 +130,29 @@ def tiny_reward_model(folder: Path, seed: int = 1) -> ModelConfig:
     head = torch.randn(1, 32, generator=torch.Generator().manual_seed(seed))
     save_file({"head.weight": head}, folder / HEAD_FILE)
     return config
+
+
+class ScriptedEngine:
+    """A rollout engine that says what a function makes of a prompt, and remembers its batches. `gate` holds it up."""
+
+    version = 0
+
+    def __init__(self, says: Callable[[Prompt], str], processor: Processor) -> None:
+        self._says, self._processor = says, processor
+        self.batches: list[tuple[list[Prompt], Sampling]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+        """Looks at every prompt and picture as engines do, then answers all or raises what the function raises."""
+        assert self.gate.wait(20)
+        self.batches.append((list(prompts), sampling))
+        return [self._answer(prompt, sampling) for prompt in prompts]
+
+    def _answer(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        self._processor.prompt_ids(prompt, sampling.max_new_tokens)
+        if prompt.image is not None:
+            assert self._processor.image(prompt.image).mode == "RGB"
+        text = self._says(prompt)
+        ids = tuple(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return Completion(prompt.id, ids, (0.0,) * len(ids), text, "stop", self.version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rlhf.errors import ImageError
 
 CLIP_MEAN_COLOUR = (122, 116, 104)  # int(255 * CLIP mean), the canvas of LLaVA's pad-to-square
 MAX_PIXELS = 50_000_000
+UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 # What Pillow's decoders raise on damaged files (PNG: SyntaxError, struct.error; EXIF: ValueError, KeyError).
 _DAMAGE = (OSError, SyntaxError, ValueError, KeyError, IndexError, EOFError, struct.error, OverflowError, MemoryError)
@@ -27,11 +29,20 @@ def load_image(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     empty, not an image, damaged or truncated, or has more than `max_pixels` pixels (known before decoding).
     """
     with _open(path, max_pixels) as image:
-        try:
-            image.load()
-            return _as_rgb(ImageOps.exif_transpose(image))
-        except _DAMAGE as error:
-            raise ImageError(f"corrupt or truncated image: {error}", source=path) from error
+        return _decoded(image, path)
+
+
+def decode_image(content: bytes, source: str, max_side: int) -> Image.Image:
+    """What `load_image` makes of a file with this content, for images that strangers send. Raises ImageError.
+
+    Of the formats only those that browsers show are tried, because others run programs or have many more ways to break.
+    `max_side` bounds both sides in pixels: a line of pixels is a small image until it is padded to a square.
+    """
+    with _opened(io.BytesIO(content), len(content), source, MAX_PIXELS, UPLOAD_FORMATS) as image:
+        if max(image.size) > max_side:
+            width, height = image.size
+            raise ImageError(f"a side of {width}x{height} is longer than {max_side} pixels", source=source)
+        return _decoded(image, source)
 
 
 def image_size(path: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -73,23 +84,43 @@ def pad_to_square(image: Image.Image, colour: tuple[int, int, int] = CLIP_MEAN_C
 
 def _open(path: str, max_pixels: int) -> Image.Image:
     try:
-        if Path(path).stat().st_size == 0:
-            raise ImageError("empty file (0 bytes)", source=path)
-        image = Image.open(path)
+        size = Path(path).stat().st_size
     except FileNotFoundError:
         raise ImageError("no such image file", source=path) from None
-    except UnidentifiedImageError:
-        raise ImageError("not an image, or its header is corrupt", source=path) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"too many pixels: {error}", source=path) from None
     except _DAMAGE as error:
         raise ImageError(f"cannot be opened: {error}", source=path) from error
+    return _opened(path, size, path, max_pixels)
+
+
+def _opened(
+    file: str | io.BytesIO, size: int, source: str, max_pixels: int, formats: tuple[str, ...] | None = None
+) -> Image.Image:
+    """An image whose header was read and is within bounds; `formats` None tries all."""
+    if size == 0:
+        raise ImageError("empty file (0 bytes)", source=source)
+    try:
+        image = Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        kinds = f" of {', '.join(formats)}" if formats else ""
+        raise ImageError(f"not an image{kinds}, or its header is corrupt", source=source) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"too many pixels: {error}", source=source) from None
+    except _DAMAGE as error:
+        raise ImageError(f"cannot be opened: {error}", source=source) from error
     width, height = image.size
     if width * height == 0 or width * height > max_pixels:
         image.close()
         limit = "zero size" if width * height == 0 else f"too many pixels, at most {max_pixels} are allowed"
-        raise ImageError(f"{limit}: {width}x{height}", source=path)
+        raise ImageError(f"{limit}: {width}x{height}", source=source)
     return image
+
+
+def _decoded(image: Image.Image, source: str) -> Image.Image:
+    try:
+        image.load()
+        return _as_rgb(ImageOps.exif_transpose(image))
+    except _DAMAGE as error:
+        raise ImageError(f"corrupt or truncated image: {error}", source=source) from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -55,6 +55,9 @@ def check_architecture(config: ModelConfig) -> None:
 class Processor:
     """Tokeniser, image processor and template of one model directory."""
 
+    kept_images = 512
+    """Decoded images that an engine may keep, because training asks about the same ones again."""
+
     def __init__(self, tokenizer: Any, image_processor: Any, family: Family, config: ModelConfig) -> None:
         """Raises ConfigError for squares where the family crops images in their own proportions."""
         if family.crops_images and config.pad_to_square:
@@ -154,9 +157,13 @@ class Processor:
         before = [None, *ids]
         return [token for token, last in zip(ids, before, strict=False) if not token == last == self.image_id]
 
+    def open(self, path: str) -> Any:
+        """The PIL image that a prompt names: RGB and upright, in its own proportions."""
+        return load_image(path)
+
     def image(self, path: str) -> Any:
         """The PIL image as every role must see it: RGB, padded to a square if so configured."""
-        image = load_image(path)
+        image = self.open(path)
         return pad_to_square(image, self.mean_colour) if self.config.pad_to_square else image
 
     def image_size(self, path: str) -> ImageSize:

@@ -14,6 +14,7 @@ from rlhf.errors import ConfigError
 from rlhf.guard.guards import GuardDecoding
 from rlhf.guard.prompt import GuardRequest, guard_prompt, require_room
 from rlhf.inference import GenerationConfig
+from rlhf.rollout.base import RolloutConfig
 
 
 class GuardGenerationConfig(GenerationConfig):
@@ -23,14 +24,19 @@ class GuardGenerationConfig(GenerationConfig):
 
     @model_validator(mode="after")
     def _engine_can_hold_answers(self) -> GuardGenerationConfig:
-        if self.sampling.constrained and self.rollout.engine != "vllm":
-            raise ConfigError(
-                [
-                    f"sampling.constrained: the {self.rollout.engine} engine cannot hold answers to a schema; "
-                    "set it to false, or rollout.engine=vllm"
-                ]
-            )
+        if problems := misheld(self.sampling, self.rollout):
+            raise ConfigError(problems)
         return self
+
+
+def misheld(decoding: GuardDecoding, rollout: RolloutConfig, key: str = "sampling") -> list[str]:
+    """What is wrong if the engine cannot hold answers to JSON; `key` is the configuration's name of the decoding."""
+    if not decoding.constrained or rollout.engine == "vllm":
+        return []
+    return [
+        f"{key}.constrained: the {rollout.engine} engine cannot hold answers to a schema; "
+        "set it to false, or rollout.engine=vllm"
+    ]
 
 
 Asking = TypeVar("Asking", bound=GuardGenerationConfig)

@@ -99,19 +99,27 @@ def checked_overrides(taxonomy: Taxonomy, overrides: Mapping[str, str]) -> dict[
 def load_policy(path: Path, categories: Sequence[str], keys: Sequence[str] = KEYS) -> Policy:
     """A policy text from a file, for weights that were trained on that very text (seed page 1.3).
 
-    One image tag is taken out, because the template puts the image; `sha256` is of what is left, blanks around it gone.
-    Raises PolicyError for a file that cannot be read, is empty, has several tags or lacks one of `categories`.
+    Raises PolicyError for a file that cannot be read, and for the reasons of `text_policy`.
     """
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise PolicyError(f"cannot be read: {error}", source=str(path)) from None
+    return text_policy(str(path), content, categories, keys)
+
+
+def text_policy(name: str, content: str, categories: Sequence[str], keys: Sequence[str] = KEYS) -> Policy:
+    """A policy in somebody's own words.
+
+    One image tag is taken out, because the template puts the image; `sha256` is of what is left, blanks around it gone.
+    Raises PolicyError for a text that is empty, has several tags or lacks one of `categories`.
+    """
     if (tags := content.count(IMAGE_TAG)) > 1:
-        raise PolicyError(f"{tags} image tags; a policy has at most one", source=str(path))
+        raise PolicyError(f"{tags} image tags; a policy has at most one", source=name)
     text = content.replace(IMAGE_TAG, "").strip()
-    if text and (absent := [name for name in categories if name not in text]):
-        raise PolicyError(f"the text does not name the categories {', '.join(absent)}", source=str(path))
-    return Policy(str(path), text, tuple(categories), tuple(keys))
+    if text and (absent := [one for one in categories if one not in text]):
+        raise PolicyError(f"the text does not name the categories {', '.join(absent)}", source=name)
+    return Policy(name, text, tuple(categories), tuple(keys))
 
 
 def file_hashes(path: Path) -> dict[str, str]:

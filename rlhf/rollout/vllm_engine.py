@@ -24,7 +24,6 @@ from rlhf.rollout.weights import WeightBucket, unpack
 
 _ADAPTER = 1  # vLLM's number for the policy's adapter
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
-_OPEN_IMAGES = 512
 _CPU_BLOCK = 32  # the default of 128 is longer than most prompts of a small model, which then share no prefix
 _CPU_CACHE_MB = 256
 _CPU_BATCHED_TOKENS = 8192
@@ -64,7 +63,7 @@ class VllmEngine:
         from vllm import LLM
 
         self._config, self._processor, self._state = config, processor, UpdateState()
-        self._open = lru_cache(maxsize=_OPEN_IMAGES)(processor.image)
+        self._open = lru_cache(maxsize=processor.kept_images)(processor.image)
         self._lora, self._adapter, self._adapter_loaded = lora, dict[str, Tensor](), False
         self._reloading = False
         self._llm = LLM(

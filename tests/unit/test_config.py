@@ -30,6 +30,7 @@ from rlhf.errors import ConfigError
 from rlhf.learner import learning_rate
 from rlhf.online_config import OnlineConfig
 from rlhf.preference_config import PreferenceConfig
+from rlhf.serving.config import ServingConfig
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 SCHEMAS: dict[str, type[Config]] = {
@@ -61,6 +62,8 @@ SCHEMAS: dict[str, type[Config]] = {
     "dpo": PreferenceConfig,
     "dpo_lora": PreferenceConfig,
     "infer": InferenceConfig,
+    "serve": ServingConfig,
+    "serve_guard": ServingConfig,
     "evaluate": EvaluationConfig,
     "vlguard_mix": MixConfig,
     **dict.fromkeys(
@@ -387,6 +390,7 @@ def test_batches_refuse_to_round() -> None:
         TinyWorldConfig,
         InferenceConfig,
         EvaluationConfig,
+        ServingConfig,
     ],
 )
 def test_help_documents_every_key(schema: type[Config]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlhf.data.images import CLIP_MEAN_COLOUR, load_image, pad_to_square, verify_image
+from rlhf.data.images import CLIP_MEAN_COLOUR, decode_image, load_image, pad_to_square, verify_image
 from rlhf.errors import DataError, ImageError
 
 
@@ -188,3 +188,32 @@ def test_mean_colour_is_clips() -> None:
 
 def test_image_errors_are_data_errors() -> None:
     assert issubclass(ImageError, DataError)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
+def test_an_uploaded_image_is_what_its_file_would_be(tmp_path: Path, suffix: str) -> None:
+    """Turned by its EXIF orientation where the format has one."""
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(12, 7).save(path, **({"exif": exif} if suffix in ("jpg", "webp") else {}))
+    uploaded = decode_image(path.read_bytes(), "it", 12)
+    assert uploaded.size == ((7, 12) if suffix in ("jpg", "webp") else (12, 7))
+    assert np.array_equal(np.asarray(uploaded), np.asarray(load_image(str(path))))
+
+
+@pytest.mark.parametrize(
+    ("content", "side", "reason"),
+    [
+        (b"", 99, "empty"),
+        (b"<svg/>", 99, "not an image of JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 99, "not an image of JPEG, PNG"),
+        (png_claiming(100, 1), 99, "a side of 100x1 is longer than 99 pixels"),
+        (png_claiming(1, 100), 99, "a side of 1x100 is longer"),
+        (png_claiming(60_000, 60_000), 99, "too many pixels"),
+        (png_claiming(50, 50), 99, "truncated"),
+    ],
+)
+def test_an_upload_is_refused_with_its_reason(content: bytes, side: int, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        decode_image(content, "it", side)

@@ -24,6 +24,7 @@ JOBS = (
     "annotate_images",
     "moderate_images",
     "infer",
+    "serve",
     "evaluate",
 )
 
