@@ -18,8 +18,8 @@ from typing import IO, Any
 import xxhash
 import yaml
 
-from rlhf.config import Config, RunConfig, dump, home, resolve
-from rlhf.errors import CheckpointError
+from rlhf.config import Config, RunConfig, dump, home, load, resolve
+from rlhf.errors import CheckpointError, ConfigError
 
 MANIFEST = "manifest.json"
 _FREE_OF_RUN = ("checkpoint_every", "keep_checkpoints", "log_every", "max_restarts")
@@ -157,7 +157,7 @@ class RunFolder:
         if not file.exists():
             file.write_text(text)
             return
-        before, now = (_binding(one, free) for one in (file.read_text(), text))
+        before, now = (_binding(one, free) for one in (_in_todays_keys(file, type(whole)), text))
         lines = difflib.unified_diff(before, now, "this run folder", "now", "", "", 0)
         changed = [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
         if changed:
@@ -188,6 +188,14 @@ def discard(config: RunConfig) -> None:
 
 def _remote(config: RunConfig) -> str | None:
     return f"{config.root.rstrip('/')}/{config.name}" if "://" in config.root else None
+
+
+def _in_todays_keys(file: Path, schema: type[Config]) -> str:
+    """A folder's configuration with the defaults of keys that are newer than it; as it is where it no longer fits."""
+    try:
+        return dump(load(schema, file))
+    except ConfigError:
+        return file.read_text()
 
 
 def _binding(text: str, free: tuple[str, ...]) -> list[str]:

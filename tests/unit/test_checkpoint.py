@@ -157,6 +157,19 @@ def test_a_run_refuses_another_configuration_with_the_difference(tmp_path: Path)
     RunFolder(run, Whole(run=run, lr=0.2)).close()
 
 
+def test_a_run_that_is_older_than_a_key_goes_on_with_its_default_only(tmp_path: Path) -> None:
+    run = RunConfig(name="a", root=str(tmp_path))
+    folder = RunFolder(run, Whole(run=run))
+    (folder.path / "config.yaml").write_text(f"run: {{name: a, root: {tmp_path}}}\n")  # before there was an `lr`
+    folder.close()
+    RunFolder(run, Whole(run=run)).close()
+    with pytest.raises(CheckpointError, match="lr: 0.2"):
+        RunFolder(run, Whole(run=run, lr=0.2))
+    (folder.path / "config.yaml").write_text(f"run: {{name: a, root: {tmp_path}}}\nlr: 0.1\nmomentum: 0.9\n")
+    with pytest.raises(CheckpointError, match="momentum"):
+        RunFolder(run, Whole(run=run))
+
+
 def test_a_section_that_no_result_depends_on_may_change(tmp_path: Path) -> None:
     run, model = RunConfig(name="a", root=str(tmp_path)), ModelConfig(path="./llava-7b")
     RunFolder(run, OfModel(run=run, model=model), free=("model",)).close()
