@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rlhf.batch import Score
+from rlhf.config import ModelConfig
 from rlhf.rewards.guard import GuardReward, GuardRewardConfig
 from rlhf.rewards.learned import LearnedReward, LearnedRewardConfig
-from rlhf.rewards.mixture import MixtureReward, MixtureRewardConfig
+from rlhf.rewards.mixture import MixtureReward, MixtureRewardConfig, PartConfig
 from rlhf.rewards.refusal import RefusalReward, RefusalRewardConfig
 from rlhf.roles import Rollout
+from rlhf.rollout.base import RolloutConfig
 
 RewardConfig = LearnedRewardConfig | GuardRewardConfig | RefusalRewardConfig | MixtureRewardConfig
 
@@ -37,9 +39,18 @@ def build_reward(config: RewardConfig) -> RewardFunction:
 
 def learned_rewards(config: RewardConfig) -> list[tuple[str, LearnedRewardConfig]]:
     """The reward models in a configuration, which read the policy's own tokens, with where they stand in it."""
-    if isinstance(config, LearnedRewardConfig):
+    return [(key, one) for key, one in _single(config) if isinstance(one, LearnedRewardConfig)]
+
+
+def guard_engines(config: RewardConfig) -> list[tuple[ModelConfig, RolloutConfig]]:
+    """The guards in a configuration that answer in the reward's own process: what they are and their engines."""
+    guards = [one for _, one in _single(config) if isinstance(one, GuardRewardConfig)]
+    return [(one.model, one.rollout) for one in guards if one.model is not None]
+
+
+def _single(config: RewardConfig) -> list[tuple[str, PartConfig]]:
+    """Every reward and cost that is no mixture, with its key."""
+    if not isinstance(config, MixtureRewardConfig):
         return [("reward", config)]
-    if isinstance(config, GuardRewardConfig | RefusalRewardConfig):
-        return []
-    parts = [(f"reward.rewards.{place}.reward", one.reward) for place, one in enumerate(config.rewards)]
-    return [(key, one) for key, one in parts if isinstance(one, LearnedRewardConfig)]
+    rewards = [(f"reward.rewards.{place}.reward", one.reward) for place, one in enumerate(config.rewards)]
+    return rewards + [(f"reward.costs.{place}.reward", one.reward) for place, one in enumerate(config.costs)]

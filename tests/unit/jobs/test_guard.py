@@ -79,6 +79,8 @@ def test_guard15_summary_and_page_show_lenient_and_strict(tmp_path: Path) -> Non
         {
             "id": one.id,
             "image": None,
+            "asked": "What <b>is</b> it?",
+            "said": "A <i>thing</i>.",
             "overrides": {"O6": "exempt"} if one.augmentation else {},
             "wanted": {"rating": one.rating, "category": one.category},
             "status": said[one.id].status if one.id in said else "missing",
@@ -98,6 +100,7 @@ def test_guard15_summary_and_page_show_lenient_and_strict(tmp_path: Path) -> Non
         "strict",
         "O6 exempt",
         "A &lt;i&gt;gun",
+        "What &lt;b&gt;is&lt;/b&gt; it? - &#39;A &lt;i&gt;thing",
         "tiny",
     ):
         assert part in text
