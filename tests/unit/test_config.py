@@ -37,7 +37,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "safe_world": TinyWorldConfig,
     "guard_world": TinyWorldConfig,
     "guard_data": GuardDataConfig,
-    "guard_evaluate": GuardConfig,
+    **dict.fromkeys(("guard_evaluate", "guard_answers"), GuardConfig),
     "annotate_images": AnnotateConfig,
     "moderate_images": ModerateConfig,
     **dict.fromkeys(("guard_pretrain", "guard_sft", "guard_05b", "guard_7b", "guard_7b_lora"), ImitationConfig),
@@ -55,7 +55,8 @@ SCHEMAS: dict[str, type[Config]] = {
     "reward_model": RewardJobConfig,
     "reward_model_lora": RewardJobConfig,
     **dict.fromkeys(
-        ("ppo", "ppo_constrained", "ppo_lora", "ppo_seed", "ppo_seed_lora", "grpo", "grpo_lora", "rloo"), OnlineConfig
+        ("ppo", "ppo_constrained", "ppo_guard", "ppo_lora", "ppo_seed", "ppo_seed_lora", "grpo", "grpo_lora", "rloo"),
+        OnlineConfig,
     ),
     "dpo": PreferenceConfig,
     "dpo_lora": PreferenceConfig,

@@ -23,7 +23,7 @@ from rlhf.guard.verdict import Verdict
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guard") / "world"
-    write_guard_world(folder, 0, GuardSizes(train=10, test=10))
+    write_guard_world(folder, 0, GuardSizes(10, 10, 0, 0, 0, 0))
     return folder
 
 
