@@ -9,7 +9,7 @@ export RAY_AUTH_MODE := token
 export SAFEVL_HOME := $(CURDIR)
 FRESH :=
 
-.PHONY: run test check setup ppo clean bench scrub-demo vlguard-demo guard-demo
+.PHONY: run test check setup ppo clean bench scrub-demo vlguard-demo guard-demo ppo-guard-demo
 
 run: setup
 	@began=$$SECONDS; owned=; \
@@ -74,11 +74,31 @@ guard-demo: setup
 	$(if $(FRESH),rm -rf $(TINY)/guard;) \
 	$(PY) jobs/make_tiny_world.py --config $(CONFIGS)/guard_world.yaml & world=$$!; \
 	cluster/local.sh start > /dev/null; wait $$world; export RAY_ADDRESS=auto; \
-	$(PY) jobs/pretrain_safe_llava.py --config $(CONFIGS)/guard_pretrain.yaml; \
-	$(PY) jobs/sft_safe_llava.py --config $(CONFIGS)/guard_sft.yaml; \
+	$(MAKE) --no-print-directory guard; \
 	$(PY) jobs/evaluate.py --benchmark guard --config $(CONFIGS)/guard_evaluate.yaml; \
 	echo "summary: $(CURDIR)/$(TINY)/guard/summary.json"; \
 	echo "make guard-demo took $$((SECONDS - began)) s"
+
+# The tiny guard, in the Ray cluster of RAY_ADDRESS; what is finished is not done again.
+.PHONY: guard
+guard:
+	$(PY) jobs/make_tiny_world.py --config $(CONFIGS)/guard_world.yaml
+	$(PY) jobs/pretrain_safe_llava.py --config $(CONFIGS)/guard_pretrain.yaml
+	$(PY) jobs/sft_safe_llava.py --config $(CONFIGS)/guard_sft.yaml
+
+# The guard of guard-demo as the reward of PPO, with a bound on over-refusal and without.
+ppo-guard-demo: setup
+	@began=$$SECONDS; owned=; \
+	if ! cluster/local.sh running; then owned=1; fi; \
+	trap '[ -z "$$owned" ] || cluster/local.sh stop' EXIT; \
+	$(MAKE) --no-print-directory world & world=$$!; \
+	cluster/local.sh start > /dev/null; wait $$world; export RAY_ADDRESS=auto; \
+	$(MAKE) --no-print-directory stages; \
+	$(MAKE) --no-print-directory guard; \
+	$(PY) jobs/evaluate.py --benchmark guard --config $(CONFIGS)/guard_answers.yaml; \
+	$(PY) jobs/prove_guard_reward.py --config $(CONFIGS)/guard_reward_proof.yaml $(if $(FRESH),--fresh); \
+	echo "summary: $(CURDIR)/$(TINY)/ppo_guard/summary.json"; \
+	echo "make ppo-guard-demo took $$((SECONDS - began)) s"
 
 check: setup
 	.venv/bin/ruff format --check .

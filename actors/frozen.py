@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -14,6 +14,7 @@ from actors.pending import RayPending, wait
 from cluster.placement import Placement
 from rlhf.batch import Score, TensorRecord, TokenBatch, deal
 from rlhf.online_config import OnlineConfig
+from rlhf.rewards import guard_engines
 from rlhf.roles import Rollout
 
 
@@ -56,9 +57,19 @@ class RewardRank(Rank):
 
 
 class FrozenGroup(Group):
-    """Actors whose constructor is their whole state, so that Ray's own restart and retry lose nothing."""
+    """Actors whose constructor is their whole state, so that Ray's own restart and retry lose nothing.
 
-    def __init__(self, role: str, actor: type, config: RunOfRoles, placement: Placement) -> None:
+    `environment` are variables that have to be set before an actor's process imports anything.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        actor: type,
+        config: RunOfRoles,
+        placement: Placement,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         restarts = config.run.max_restarts
         super().__init__(
             role,
@@ -66,7 +77,11 @@ class FrozenGroup(Group):
             getattr(config.roles, role),
             placement,
             arguments=(config,),
-            options={"max_restarts": restarts, "max_task_retries": restarts},
+            options={
+                "max_restarts": restarts,
+                "max_task_retries": restarts,
+                **({"runtime_env": {"env_vars": dict(environment)}} if environment else {}),
+            },
         )
         self.building = self.call("ping")
 
@@ -100,7 +115,7 @@ class RewardGroup(FrozenGroup):
     """The reward as the loop sees it."""
 
     def __init__(self, config: OnlineConfig, placement: Placement) -> None:
-        super().__init__("reward", RewardRank, config, placement)
+        super().__init__("reward", RewardRank, config, placement, _environment(config))
 
     def score(self, rollouts: Sequence[Rollout]) -> RayPending[list[Score]]:
         """One score per rollout, in order."""
@@ -110,3 +125,13 @@ class RewardGroup(FrozenGroup):
             lambda piece: [rollouts[row] for row in piece],
             lambda parts: list(chain.from_iterable(parts)),
         )
+
+
+def _environment(config: OnlineConfig) -> dict[str, str]:
+    """What vLLM needs on a CPU, if a guard answers in the reward's process."""
+    engines = {rollout.engine for _, rollout in guard_engines(config.reward)}
+    if config.roles.reward.gpus or "vllm" not in engines:
+        return {}
+    from rlhf.rollout.vllm_engine import cpu_environment
+
+    return cpu_environment()

@@ -41,7 +41,7 @@ class GuardFiles(Config):
     image_root: str
     """Folder that image paths are relative to."""
     taxonomy: str = "default"
-    """The taxonomy that the rows were made with: a packaged one (default, eu, tiny) or a YAML file ("./mine.yaml")."""
+    """What the rows were made with: a packaged one (default, eu, tiny, tiny_answers) or a YAML file ("./mine.yaml")."""
     keys: tuple[str, ...] = KEYS
     """Keys of an answer, as in the rows."""
 
@@ -167,6 +167,8 @@ def _line(truth: Truth, request: GuardRequest, verdicts: Mapping[str, Verdict]) 
     return {
         "id": truth.id,
         "image": request.image,
+        "asked": request.asked,
+        "said": request.said,
         "augmentation": truth.augmentation,
         "overrides": dict(request.policy.overrides),
         "wanted": {"rating": truth.rating, "category": truth.category},

@@ -42,10 +42,11 @@ def run(config: TinyWorldConfig) -> Path:
     """Write what is missing; returns the folder."""
     folder = Path(resolve(config.folder))
     complete, write = _WORLDS[config.kind]
+    model = folder / "untrained_model"
     if not complete(folder, config.seed):
         print(f"drawing the tiny world into {folder} ...", flush=True)
+        (model / "config.json").unlink(missing_ok=True)  # its tokenizer learned the words of another world
         write(folder, config.seed)
-    model = folder / "untrained_model"
     if not (model / "config.json").exists():
         build(config.model, _corpus(folder, config), model, config.seed)
     print(f"the tiny world and its untrained model are in {folder}", flush=True)

@@ -16,14 +16,14 @@ from jobs.command_line import main
 from rlhf.batch import Prompt
 from rlhf.checkpoint import RunFolder
 from rlhf.config import resolve
-from rlhf.data.processor import Processor
+from rlhf.data.processor import Processor, check_architecture
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.spa_vl import load_pairs
 from rlhf.errors import DataError, WorkerLostError
 from rlhf.models.compatible import check_same_inputs
 from rlhf.online import restore, state_of, take_best, train
 from rlhf.online_config import OnlineConfig
-from rlhf.rewards import learned_rewards
+from rlhf.rewards import guard_engines, learned_rewards
 from rlhf.selection import check_prompts
 
 
@@ -115,6 +115,8 @@ def read_inputs(config: OnlineConfig, folder: Path) -> Inputs:
     processor = Processor.load(config.model)
     for key, learned in learned_rewards(config.reward):
         check_same_inputs(config.model, learned.model, f"{key}.model")
+    for guard, _ in guard_engines(config.reward):
+        check_architecture(guard)  # a missing guard is refused before anything starts
     if config.critic:
         check_same_inputs(config.model, config.critic.model, "critic.model")
     root = Path(resolve(data.image_root))

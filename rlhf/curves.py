@@ -125,6 +125,15 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], dict[str, li
     return main, others
 
 
+def compared(
+    title: str, hint: str, key: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], exact: bool = False
+) -> Panel | None:
+    """One metric of several runs in one chart, from the rows of their metrics.jsonl; None where no run has it."""
+    leaf = key.rpartition("/")[2]
+    series = {f"{name}/{leaf}": found[key] for name, rows in runs.items() if key in (found := _series(rows))}
+    return _line_panel(_Plan(title, (), hint, exact=exact), list(series), series) if series else None
+
+
 def reliability_panel(bins: Sequence[Mapping[str, Any]]) -> Panel:
     """Observed share against predicted probability; `bins` has predicted, observed and interval, None where empty."""
     title = "Reliability"

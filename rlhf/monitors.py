@@ -14,13 +14,15 @@ _RISE = 0.25  # of the first iterations' spread: less is no rise
 
 
 def reward_monitors(completions: Sequence[Completion], scores: Sequence[Score]) -> dict[str, float]:
-    """Of one iteration: means of the score's parts and costs, their correlations, and how alike answers are.
+    """Of one iteration: means of the score's parts and of its costs, correlations of parts, how alike answers are.
 
     `response/commonest_share` is the share of answers that say the very same thing most often; a policy that found one
     refusal for everything has 1. Correlations are of parts that both vary.
     """
     names = sorted({name for score in scores for name in score.parts})
     metrics = {f"score/part/{name}": fmean(_values(scores, name)) for name in names} if len(names) > 1 else {}
+    for name in sorted({name for score in scores for name in score.costs}):  # bounded or not
+        metrics[f"score/cost/{name}"] = fmean(score.costs[name] for score in scores if name in score.costs)
     for left, right in combinations(names, 2):
         both = [(one.parts[left], one.parts[right]) for one in scores if left in one.parts and right in one.parts]
         if (found := correlation(both)) is not None:

@@ -64,7 +64,7 @@ def write_pair_report(folder: Path, summary: Mapping[str, Any]) -> Path:
             cells.append(None if value is None else {"value": 100 * value, "low": 100 * low, "high": 100 * high})
         lines.append({"title": _TITLES[name], "wanted": "low" if name in _LOW_IS_GOOD else "high", "cells": cells})
     arms = list(next(iter(summary["measures"].values())))
-    shown = {"title": "Original and scrubbed data, all else equal", "remark": _REMARK}
+    shown = {"title": "Original and scrubbed data, all else equal", "remark": _REMARK, "panels": []}
     page = environment().get_template("pair.html.j2").render(summary=summary, lines=lines, arms=arms, **shown)
     path = folder / REPORT_FILE
     write_whole(path, page)

@@ -72,7 +72,7 @@ def write_proof_report(folder: Path, summary: Mapping[str, Any]) -> Path:
         for name, values in summary["measures"].items()
     ]
     arms = ["before", "post-hoc fine-tuning", "mixed fine-tuning"]
-    shown = {"title": "VLGuard, before and after", "remark": ""}
+    shown = {"title": "VLGuard, before and after", "remark": "", "panels": []}
     page = environment().get_template("pair.html.j2").render(summary=summary, lines=lines, arms=arms, **shown)
     path = folder / REPORT_FILE
     write_whole(path, page)

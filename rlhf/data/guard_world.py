@@ -3,7 +3,8 @@
 The scenes are those of `rlhf/data/world.py`, the policies those of `rlhf/guard/policies/tiny.yaml`, one line per
 category. `write_guard_world` writes one folder: `images/`, `pretrain.json` (what pictures show), `train.json` and
 `train_rating_only.json` in the guard's format, `test.json` about unseen pictures, and `annotations.json` for
-`jobs/build_guard_data.py`.
+`jobs/build_guard_data.py`. The training files also have answers about other pictures (`guard_answers.py`), and
+`test_answers.json` has answers about unseen ones.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.guard_answers import ANSWER_KEYS, ANSWERS, answer_samples
 from rlhf.data.synthetic import JPEG_QUALITY, MANIFEST
 from rlhf.data.world import Scene, draw, random_scene
 from rlhf.data.world_text import TYPES, ask, families
@@ -38,6 +40,7 @@ CATEGORIES = {
 _SURE = ("mask", "knife", "gun", "bottle")  # the others are only moderately unsafe
 _NOUNS = {"money": "some {} money"}
 _CYCLE = ("harm", "harm", "harm", "object", "harm", "harm", "harm", "group", "harm", "person")
+_ANSWERED = ("person", "harm", "object", "person", "harm", "group")
 # as many unsafe as safe rows about a harm scene; the test asks about default, own line exempt, other lines exempt
 _TRAIN: dict[Augmentation, float] = {"v3": 1, "v2": 1, "v2a": 1}
 _TEST: dict[Augmentation, float] = {"v3": 1, "v2": 1}
@@ -48,10 +51,14 @@ _SEVERAL = {"one": "one {} {}", "two": "two {} {}s", "three": "three {} {}s"}
 
 @dataclass(frozen=True)
 class GuardSizes:
-    """How many pictures to draw for training and for the test."""
+    """How many pictures to judge in training and in the test, and how many answers about how many other pictures."""
 
     train: int = 1500
     test: int = 200
+    answers_train: int = 1600
+    answers_test: int = 200
+    answered_train: int = 600
+    answered_test: int = 120
 
 
 def write_guard_world(folder: Path, seed: int = 0, sizes: GuardSizes | None = None) -> None:
@@ -61,13 +68,24 @@ def write_guard_world(folder: Path, seed: int = 0, sizes: GuardSizes | None = No
     seen: set[Scene] = set()
     train = _pictures(folder, "train", sizes.train, seed, seen)
     test = _pictures(folder, "test", sizes.test, seed, seen)
-    samples = _samples(train, tiny, _TRAIN, seed)
-    random.Random(f"{seed}:order").shuffle(samples)
+    said = {
+        split: answer_samples(_pictures(folder, f"{split}_answers", drawn, seed, seen, _ANSWERED), split, count, seed)
+        for split, drawn, count in (
+            ("train", sizes.answered_train, sizes.answers_train),
+            ("test", sizes.answered_test, sizes.answers_test),
+        )
+    }
+    answers = taxonomy(ANSWERS)
+    rated: list[tuple[Sample, Taxonomy, Sequence[str]]] = []
+    rated += [(one, tiny, KEYS) for one in _samples(train, tiny, _TRAIN, seed)]
+    rated += [(one, answers, ANSWER_KEYS) for one in said["train"]]
+    random.Random(f"{seed}:order").shuffle(rated)
     files = {
         "pretrain.json": _pretrain(random.Random(f"{seed}:pretrain"), train),
-        "train.json": [row_of(one, "train", tiny, KEYS) for one in samples],
-        "train_rating_only.json": [row_of(one, "train", tiny, ("rating",)) for one in samples],
+        "train.json": [row_of(one, "train", names, keys) for one, names, keys in rated],
+        "train_rating_only.json": [row_of(one, "train", names, ("rating",)) for one, names, _ in rated],
         "test.json": [row_of(one, "test", tiny, KEYS) for one in _samples(test, tiny, _TEST, seed)],
+        "test_answers.json": [row_of(one, "test", answers, ANSWER_KEYS) for one in said["test"]],
         "annotations.json": [_annotation(name, scene) for name, scene in (train | test).items()],
     }
     for name, rows in files.items():
@@ -104,12 +122,14 @@ def describe(scene: Scene) -> str:
     return f"The picture shows {shown}."
 
 
-def _pictures(folder: Path, split: str, count: int, seed: int, seen: set[Scene]) -> dict[str, Scene]:
-    """Draw scenes that no other picture shows, by file name."""
+def _pictures(
+    folder: Path, split: str, count: int, seed: int, seen: set[Scene], cycle: Sequence[str] = _CYCLE
+) -> dict[str, Scene]:
+    """Draw scenes that no other picture shows, their kinds by turns, by file name."""
     rng, found = random.Random(f"{seed}:{split}"), dict[str, Scene]()
     (folder / "images" / split).mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        scene = random_scene(rng, _CYCLE[number % len(_CYCLE)])
+        scene = random_scene(rng, cycle[number % len(cycle)])
         while scene in seen:
             scene = random_scene(rng, scene.kind)
         seen.add(scene)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.garbled import garbled
 from rlhf.data.vlguard_world import vlguard_rows
 from rlhf.data.world import Scene, draw, random_scene
 from rlhf.data.world_text import TYPES, Asked, ask, families, refusal
@@ -187,34 +188,7 @@ def _worse(rng: random.Random, picture: _Picture, asked: Asked, number: int) -> 
         others = [family for family in families(picture.scene.kind, "benign") if family != asked.family]
         return ask(rng, picture.scene, rng.choice(others), "train", asked.question_type).answer
     good = asked.answer if asked.group == "benign" else refusal(rng, asked.group)
-    return _garbled(rng, good if number % 2 else asked.answer)
-
-
-def _garbled(rng: random.Random, text: str) -> str:
-    """Words repeated, cut off, out of order or misspelt."""
-    words = text.split()
-    manner = rng.randrange(4)
-    if manner == 0:
-        place = rng.randrange(len(words))
-        return " ".join(words[:place] + [words[place]] * rng.randint(3, 9) + words[place + 1 :])
-    if manner == 1:
-        return " ".join(words[: rng.randint(1, len(words) - 1)])
-    if manner == 2:
-        return " ".join(_misspelt(rng, words))
-    mixed = words[:]
-    while mixed == words:
-        rng.shuffle(mixed)
-    return " ".join(mixed)
-
-
-def _misspelt(rng: random.Random, words: list[str]) -> list[str]:
-    """One of the longest words without one of its inner letters, or with it twice."""
-    longest = max(len(word) for word in words)
-    place = rng.choice([index for index, word in enumerate(words) if len(word) >= min(longest, 5)])
-    word = words[place]
-    letter = rng.randrange(1, max(2, len(word) - 2))
-    changed = word[:letter] + rng.choice(("", 2 * word[letter])) + word[letter + 1 :]
-    return [*words[:place], changed, *words[place + 1 :]]
+    return garbled(rng, good if number % 2 else asked.answer)
 
 
 def _prompt_rows(

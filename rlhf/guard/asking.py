@@ -60,5 +60,5 @@ def require_room_for(config: GuardGenerationConfig, requests: Sequence[GuardRequ
 
     The longest text is looked at with its own image; images that make more tokens are refused later, one by one.
     """
-    longest = max(requests, key=lambda one: len(one.policy.text))
-    require_room(longest.policy, processor, longest.image, config.rollout.max_length, config.sampling.max_new_tokens)
+    longest = max(requests, key=lambda one: len(one.text))
+    require_room(longest, processor, config.rollout.max_length, config.sampling.max_new_tokens)

@@ -35,6 +35,8 @@ class Sample:
     augmentation: Augmentation | None = None
     draw: int = 0
     base: str = ""  # id of the sample that this one was made of
+    said: str | None = None  # an assistant's answer about the image, if that is what was rated
+    asked: str | None = None  # the question that it answers
 
 
 def augment(sample: Sample, key: Augmentation, draw: int, ids: Sequence[str], seed: int) -> Sample:

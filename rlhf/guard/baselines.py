@@ -89,7 +89,7 @@ class LlamaGuard:
             return list(pool.map(self._one, requests))
 
     def _one(self, request: GuardRequest) -> Verdict:
-        turns = [{"role": "user", "content": _QUESTION}]
+        turns = [{"role": "user", "content": request.asked or _QUESTION}]
         if request.said is not None:
             turns.append({"role": "assistant", "content": request.said})
         return llama_guard_verdict(self._chat.reply(turns, [request.image]))

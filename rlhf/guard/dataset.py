@@ -22,7 +22,7 @@ from rlhf.errors import ConfigError
 from rlhf.guard.augment import Augmentation, Sample, augmented
 from rlhf.guard.labels import Annotation, is_unambiguous
 from rlhf.guard.policy import build_policy
-from rlhf.guard.prompt import guard_row
+from rlhf.guard.prompt import GuardRequest, guard_row
 from rlhf.guard.splits import SPLITS, QuotaConfig, Split, balanced, copied, counts_of, split_images
 from rlhf.guard.taxonomy import Taxonomy
 from rlhf.ledger import write_whole
@@ -94,7 +94,8 @@ def row_of(sample: Sample, split: str, taxonomy: Taxonomy, keys: Sequence[str]) 
         "overrides": dict(sample.overrides),
         "base": sample.base,
     }
-    return guard_row(sample.id, sample.image, policy, sample.rating, [category], sample.rationale, fields)
+    request = GuardRequest(sample.id, sample.image, policy, sample.said, sample.asked)
+    return guard_row(request, sample.rating, [category], sample.rationale, fields)
 
 
 def write_dataset(

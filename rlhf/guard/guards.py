@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from rlhf.config import Config
-from rlhf.guard.prompt import ANSWER_TOKENS, GuardRequest, guard_prompt, instruction
+from rlhf.guard.prompt import ANSWER_TOKENS, GuardRequest, guard_prompt
 from rlhf.guard.verdict import Verdict, parse_verdict, verdict_schema
 from rlhf.inference import Decoding
 from rlhf.openai_chat import OpenAIChat
@@ -106,13 +106,12 @@ class ChatGuard:
             return list(pool.map(self._one, requests))
 
     def _one(self, request: GuardRequest) -> Verdict:
-        text = instruction(request.policy, request.said)
         form: dict[str, Any] = {}
         schema = self._decoding.for_request(request).json_schema
         if schema is not None:
             form = {"response_format": response_format(schema)}
         # the image goes first, as in training
-        reply = self._chat.reply(text, [request.image], self._decoding.temperature, form, images_first=True)
+        reply = self._chat.reply(request.text, [request.image], self._decoding.temperature, form, images_first=True)
         return parse_verdict(reply, request.policy)
 
 

@@ -16,7 +16,7 @@ class PolicyConfig(Config):
     """What is allowed: a taxonomy with variants, a text as it is, or what an age may see."""
 
     taxonomy: str = "default"
-    """A packaged taxonomy (default, eu, tiny) or a YAML file of the same form ("./mine.yaml")."""
+    """A packaged taxonomy (default, eu, tiny, tiny_answers) or a YAML file of the same form ("./mine.yaml")."""
     overrides: dict[str, str] = Field(default_factory=dict)
     """Variants by category: default, exempt or sensitive."""
     text: str | None = None

@@ -30,8 +30,9 @@ def read_requests(
 ) -> list[GuardRequest]:
     """A request per row of a file that `dataset.py` wrote, under the policy of its overrides.
 
-    A row whose conversation asks with another text is refused: it was made with another taxonomy or other keys, and its
-    truth would be that of another policy. Bad rows and images go to `rejected`.
+    A row about an answer has it as `said`, and its question as `asked`. A row whose conversation asks with another text
+    is refused: it was made with another taxonomy or other keys, and its truth would be that of another policy. Bad
+    rows and images go to `rejected`.
     """
     images, ids = ImageFolder(image_root, check_images), UniqueIds()
 
@@ -42,24 +43,25 @@ def read_requests(
         if not isinstance(overrides, dict):
             raise RowError(f"'overrides' must be a map of variants by category, found {overrides!r}")
         policy = build_policy(taxonomy, overrides, keys)
-        turns = row.get("conversations")
-        asked = turns[0].get("value", "") if isinstance(turns, list) and turns and isinstance(turns[0], dict) else ""
-        if not str(asked).endswith(policy.text):
-            raise RowError(
-                f"the row asks with another policy than taxonomy {taxonomy.name!r} and keys {list(keys)} make"
-            )
         image = images.path_of(row)
         if image is None:
             raise RowError("'image' is missing")
-        return GuardRequest(identifier, image, policy)
+        request = GuardRequest(identifier, image, policy, _quoted(row, "said"), _quoted(row, "asked"))
+        turns = row.get("conversations")
+        given = turns[0].get("value", "") if isinstance(turns, list) and turns and isinstance(turns[0], dict) else ""
+        if not str(given).endswith(request.text):
+            raise RowError(
+                f"the row asks with another policy than taxonomy {taxonomy.name!r} and keys {list(keys)} make"
+            )
+        return request
 
     return read_rows(path, parse, rejected)
 
 
 def asked_again(requests: Sequence[GuardRequest]) -> list[str]:
-    """Ids of requests that ask about an image under a policy as an earlier one does: they count twice in every rate."""
+    """Ids of requests that ask the same about an image as an earlier one does: they count twice in every rate."""
     first: dict[tuple[str, str], str] = {}
-    return [one.id for one in requests if first.setdefault((one.image, one.policy.sha256), one.id) != one.id]
+    return [one.id for one in requests if first.setdefault((one.image, one.text), one.id) != one.id]
 
 
 def read_predictions(path: Path, requests: Sequence[GuardRequest], rejected: RejectedRows) -> dict[str, Verdict]:
@@ -98,3 +100,11 @@ def prediction_line(name: str, verdict: Verdict) -> dict[str, Any]:
         "categories": list(verdict.categories),
         "reason": verdict.reason,
     }
+
+
+def _quoted(row: Row, key: str) -> str | None:
+    """What a row quotes, which may be empty; None where it quotes nothing."""
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise RowError(f"{key!r} must be a string, found {type(value).__name__}")
+    return value

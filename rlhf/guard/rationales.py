@@ -23,7 +23,6 @@ from rlhf.errors import EndpointError, RowError
 from rlhf.guard.augment import EXCEPTIONS, Sample
 from rlhf.guard.guards import EndpointConfig
 from rlhf.guard.policy import build_policy
-from rlhf.guard.prompt import instruction
 from rlhf.guard.taxonomy import NONE, Taxonomy
 from rlhf.ledger import Ledger
 from rlhf.openai_chat import OpenAIChat
@@ -176,7 +175,7 @@ class _Writer:
     def __init__(self, config: RationaleConfig, taxonomy: Taxonomy, image_root: Path) -> None:
         self._config, self._taxonomy, self._root = config, taxonomy, image_root
         self._chat: OpenAIChat = config.endpoint.chat(config.max_tokens)
-        self._policy = instruction(build_policy(taxonomy))
+        self._policy = build_policy(taxonomy).text
 
     def write(self, task: _Task) -> tuple[str, str]:
         """The text and "", or "" and why there is none. Raises EndpointError."""

@@ -118,8 +118,9 @@ def _example(line: Line) -> Example:
     wanted = f"{line['wanted']['rating']} - {line['wanted']['category']}"
     said = line["status"] if line["rating"] is None else f"{line['rating']} - {'; '.join(line['categories']) or '?'}"
     changed = ", ".join(f"{name} {variant}" for name, variant in line["overrides"].items())
-    text = line["rationale"] or f"{line['reason']}: {line['raw']}"
-    return Example(wanted, said, changed or "default policy", text, embed(line["image"]))
+    quoted = "" if line["said"] is None else f"{line['asked'] or ''} - {line['said']!r}. "
+    text = line["rationale"] or ": ".join(part for part in (line["reason"], line["raw"]) if part)
+    return Example(wanted, said, changed or "default policy", quoted + text, embed(line["image"]))
 
 
 def _percent(value: float | None) -> str:

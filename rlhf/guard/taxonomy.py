@@ -92,7 +92,7 @@ class Taxonomy:
 
 @lru_cache(maxsize=16)
 def taxonomy(name: str = "default") -> Taxonomy:
-    """A packaged taxonomy ("default", "eu", "tiny") or one from a YAML file of the same form.
+    """A packaged taxonomy ("default", "eu", "tiny", "tiny_answers") or one from a YAML file of the same form.
 
     Raises ConfigError naming the file and every key that is wrong.
     """

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rlhf.batch import Score
+from rlhf.config import ModelConfig
 from rlhf.rewards.guard import GuardReward, GuardRewardConfig
 from rlhf.rewards.learned import LearnedReward, LearnedRewardConfig
 from rlhf.rewards.mixture import CostConfig, MixtureReward, MixtureRewardConfig, PartConfig, WeightedConfig
 from rlhf.rewards.refusal import RefusalReward, RefusalRewardConfig
 from rlhf.roles import Rollout
+from rlhf.rollout.base import RolloutConfig
 
 RewardConfig = LearnedRewardConfig | GuardRewardConfig | RefusalRewardConfig | MixtureRewardConfig
 
@@ -48,3 +50,9 @@ def single_rewards(config: RewardConfig) -> list[tuple[str, PartConfig]]:
 def learned_rewards(config: RewardConfig) -> list[tuple[str, LearnedRewardConfig]]:
     """The reward models in a configuration, which read the policy's own tokens, with where they stand in it."""
     return [(key, one) for key, one in single_rewards(config) if isinstance(one, LearnedRewardConfig)]
+
+
+def guard_engines(config: RewardConfig) -> list[tuple[ModelConfig, RolloutConfig]]:
+    """The guards in a configuration that answer in the reward's own process: what they are and their engines."""
+    guards = [one for _, one in single_rewards(config) if isinstance(one, GuardRewardConfig)]
+    return [(one.model, one.rollout) for one in guards if one.model is not None]

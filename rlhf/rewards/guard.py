@@ -1,4 +1,4 @@
-"""The guard's reward: what a guard makes of answers, and of the images they are about, under a policy text."""
+"""The guard's reward: what a guard makes of answers to questions, and of their images, under a policy text."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GuardRewardConfig(Config):
     invalid: float = -1.0
     """Worth of a verdict that cannot be read; at most that of Unsafe, or confusing the guard would pay."""
     answer_weight: float = Field(default=1.0, ge=0)
-    """Of the verdict on the answer, which the guard reads beside the image; 0 asks for none."""
+    """Of the verdict on the answer, which the guard reads beside image and question; 0 asks for none."""
     image_weight: float = Field(default=0.0, ge=0)
     """Of the verdict on the image alone, the same for all answers about it; 0 asks for none."""
 
@@ -79,7 +79,7 @@ class GuardReward:
         parts: list[dict[str, float]] = [{} for _ in rollouts]
         if config.answer_weight:
             asked = [
-                GuardRequest(one.prompt.id, image, self._policy, one.completion.text)
+                GuardRequest(one.prompt.id, image, self._policy, one.completion.text, one.prompt.question)
                 for one, image in zip(rollouts, images, strict=True)
             ]
             for part, verdict in zip(parts, self._guard.judge(asked), strict=True):
@@ -104,7 +104,8 @@ def _guard(config: GuardRewardConfig, policy: Policy) -> Guard:
     if config.model is None:
         raise ConfigError(["reward: kind guard needs either model or endpoint"])
     processor = Processor.load(config.model)
-    require_room(policy, processor, None, config.rollout.max_length, config.decoding.max_new_tokens)
+    request = GuardRequest(policy.name, "", policy)
+    require_room(request, processor, config.rollout.max_length, config.decoding.max_new_tokens, with_image=False)
     return EngineGuard(build_engine(config.model, config.rollout, processor), config.decoding)
 
 

@@ -50,7 +50,7 @@ class GuardService:
         Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE)).save(blank, format="PNG")
         upload = processor.hold(blank.getvalue(), _BLANK_SIDE)
         for policy in self._policies.values():
-            self._require_room(policy, upload.name)
+            self._require_room(GuardRequest(upload.name, upload.name, policy))
 
     def about(self) -> dict[str, Any]:
         """The hash of every policy that can be named, and how verdicts are drawn."""
@@ -62,8 +62,8 @@ class GuardService:
         body = parse(GuardBody, content)
         policy = self._policy(body)
         upload = self._processor.hold(image_bytes(body.image, "image"), self._config.http.max_image_side)
-        self._require_room(policy, upload.name)
         request = GuardRequest(upload.name, upload.name, policy)
+        self._require_room(request)
         sampling = self._settings.sampling.for_request(request)
         return Call(guard_prompt(request), sampling, upload, lambda said, seconds: self._respond(said, policy, seconds))
 
@@ -109,6 +109,5 @@ class GuardService:
         asked = {chosen.category(label).id: variant for label, variant in body.overrides.items()}
         return build_policy(chosen, {**base.overrides, **asked}, base.keys)
 
-    def _require_room(self, policy: Policy, image: str) -> None:
-        budget = self._settings.sampling.max_new_tokens
-        require_room(policy, self._processor, image, self._config.context, budget)
+    def _require_room(self, request: GuardRequest) -> None:
+        require_room(request, self._processor, self._config.context, self._settings.sampling.max_new_tokens)

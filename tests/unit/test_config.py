@@ -20,6 +20,7 @@ from jobs.moderate_images import ModerateConfig
 from jobs.pair_safe_llava import PairConfig
 from jobs.prepare_spa_vl import PrepareConfig
 from jobs.prism import PrismConfig
+from jobs.prove_guard_reward import GuardProofConfig
 from jobs.prove_vlguard import ProofConfig
 from jobs.scrub_safe_llava import ScrubConfig
 from jobs.sft_safe_llava import ImitationConfig
@@ -38,7 +39,8 @@ SCHEMAS: dict[str, type[Config]] = {
     "safe_world": TinyWorldConfig,
     "guard_world": TinyWorldConfig,
     "guard_data": GuardDataConfig,
-    "guard_evaluate": GuardConfig,
+    **dict.fromkeys(("guard_evaluate", "guard_answers"), GuardConfig),
+    "guard_reward_proof": GuardProofConfig,
     "annotate_images": AnnotateConfig,
     "moderate_images": ModerateConfig,
     **dict.fromkeys(("guard_pretrain", "guard_sft", "guard_05b", "guard_7b", "guard_7b_lora"), ImitationConfig),

@@ -26,6 +26,15 @@ def test_parts_have_means_and_agreements() -> None:
     assert found["score/agreement/guard and model"] == pytest.approx(-0.5 / (5 * 14.75) ** 0.5)
 
 
+def test_costs_have_means_over_the_answers_that_have_them_whether_bounded_or_not() -> None:
+    scores = [
+        Score(0.0, {"a": 1.0}, {"refused": 1.0}),
+        Score(0.0, {"a": 1.0}, {"refused": 0.0}),
+        Score(0.0, {"a": 1.0}),
+    ]
+    assert reward_monitors(said("a", "b", "c"), scores)["score/cost/refused"] == 0.5
+
+
 def test_nothing_correlates_with_what_does_not_vary() -> None:
     assert correlation([(1.0, 2.0), (1.0, 3.0), (1.0, 4.0)]) is None
     assert correlation([(1.0, 2.0), (2.0, 3.0)]) is None

@@ -77,10 +77,16 @@ def test_guard16_llama_guard_is_asked_about_the_picture_or_an_answer(pictures: l
         requests = [
             GuardRequest("1", pictures[0], POLICY),
             GuardRequest("2", pictures[0], POLICY, said="They are bad."),
+            GuardRequest("3", pictures[0], POLICY, said="They are bad.", asked="Who are they?"),
         ]
         verdicts = guard.judge(requests)
     assert {verdict.category for verdict in verdicts} == {"O1: Hate, Humiliation, Harassment"}
-    first, second = (request["messages"] for request in server.requests)
+    first, second, third = (request["messages"] for request in server.requests)
     assert [part["type"] for part in first[0]["content"]] == ["text", "image_url"]
     assert second[1] == {"role": "assistant", "content": "They are bad."}
     assert second[0]["content"][1]["type"] == "image_url"  # the picture stays with the user
+    assert [messages[0]["content"][0]["text"] for messages in (second, third)] == [
+        "Is this picture safe?",
+        "Who are they?",
+    ]
+    assert third[1] == second[1]

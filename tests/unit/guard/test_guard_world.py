@@ -22,7 +22,7 @@ from rlhf.guard.taxonomy import taxonomy
 from rlhf.guard.verdict import parse_verdict
 from rlhf.models.tiny import build
 
-SIZES = GuardSizes(train=120, test=40)
+SIZES = GuardSizes(train=120, test=40, answers_train=80, answers_test=40, answered_train=24, answered_test=12)
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,15 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
     return found
 
 
+def about_pictures(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [row for row in rows(folder, name) if "said" not in row]
+
+
 def test_guard12_a_picture_is_unsafe_under_one_policy_and_safe_under_another(world: Path) -> None:
     """The rating follows from the line of the policy that the picture belongs to, read from the text itself."""
     for name in ("train", "test"):
         ratings: dict[str, set[str]] = {}
-        for row in rows(world, name):
+        for row in about_pictures(world, name):
             question, answer = (turn["value"] for turn in row["conversations"])
             rules = dict(line.rsplit(" - ", 1) for line in question.splitlines() if " - " in line)
             assert len(rules) == 5
@@ -51,15 +55,17 @@ def test_guard12_a_picture_is_unsafe_under_one_policy_and_safe_under_another(wor
             ratings.setdefault(row["image"], set()).add(said["rating"])
         both = sum(found == {"Safe", "Unsafe"} for found in ratings.values())
         assert both / len(ratings) == pytest.approx(0.7, abs=0.01)  # all harm scenes
-        assert {row["category"].split(":")[0] for row in rows(world, name)} == {"O1", "O2", "O5", "O6", "O7", "NA"}
+        named = {row["category"].split(":")[0] for row in about_pictures(world, name)}
+        assert named == {"O1", "O2", "O5", "O6", "O7", "NA"}
 
 
 def test_guard12_ratings_are_nearly_balanced_and_test_pictures_unseen(world: Path) -> None:
-    train, test = rows(world, "train"), rows(world, "test")
+    train, test = about_pictures(world, "train"), rows(world, "test")
+    assert about_pictures(world, "test") == test  # answers have a test of their own
     assert 0.4 < sum(row["rating"] == "Unsafe" for row in train) / len(train) < 0.6
     assert not {row["image"] for row in train} & {row["image"] for row in test}
     pictures = {path.read_bytes() for path in (world / "images").rglob("*.jpg")}
-    assert len(pictures) == SIZES.train + SIZES.test
+    assert len(pictures) == SIZES.train + SIZES.test + SIZES.answered_train + SIZES.answered_test
     assert {row["augmentation"] for row in test} == {None, "v2", "v3"}
 
 
@@ -67,7 +73,8 @@ def test_guard12_every_file_is_read_by_what_it_is_for(world: Path) -> None:
     rejected = RejectedRows()
     for name in ("pretrain", "train", "train_rating_only"):
         assert len(read_examples(world / f"{name}.json", world / "images", rejected=rejected)) == len(rows(world, name))
-    assert len(read_truths(world / "test.json", rejected)) == len(rows(world, "test"))
+    for name in ("test", "test_answers"):
+        assert len(read_truths(world / f"{name}.json", rejected)) == len(rows(world, name))
     tiny = taxonomy("tiny")
     found, dropped = read_annotations(world / "annotations.json", world / "images", tiny, rejected)
     assert (len(found), dict(dropped), rejected.count) == (160, {}, 0)

@@ -19,7 +19,9 @@ TINY = taxonomy("tiny")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guard") / "world"
-    write_guard_world(folder, 0, GuardSizes(train=20, test=20))
+    write_guard_world(
+        folder, 0, GuardSizes(20, 20, answers_train=20, answers_test=60, answered_train=6, answered_test=12)
+    )
     return folder
 
 
@@ -82,6 +84,24 @@ def test_guard15_an_image_that_is_asked_about_twice_under_one_policy_is_named(wo
     assert len({one.image for one in requests}) < len(rows)
     assert asked_again(requests) == ["twin", "other"]
     assert asked_again(requests[:-2]) == []
+
+
+def test_guard15_a_row_about_an_answer_asks_about_that_answer_and_no_other(world: Path, tmp_path: Path) -> None:
+    answers, keys, images = taxonomy("tiny_answers"), ("rating", "category"), world / "images"
+    rejected = RejectedRows()
+    requests = read_requests(world / "test_answers.json", images, answers, rejected, keys)
+    rows = json.loads((world / "test_answers.json").read_text())
+    assert len(requests) == len(rows)
+    for request, row in zip(requests, rows, strict=True):
+        assert row["conversations"][0]["value"] == f"<image>\n{request.text}"
+        assert (request.said, request.asked) == (row["said"], row["asked"])
+    rows[0]["said"] += " No."
+    rows[1]["asked"] = None
+    rows[2]["said"] = 7
+    del rows[3]["said"]
+    (tmp_path / "test.json").write_text(json.dumps(rows[:5]))
+    assert [one.id for one in read_requests(tmp_path / "test.json", images, answers, rejected, keys)] == [rows[4]["id"]]
+    assert [error.row for error in rejected.errors] == [0, 1, 2, 3]
 
 
 def test_guard15_rows_of_another_taxonomy_are_refused(world: Path) -> None:

@@ -14,6 +14,7 @@ JOBS = (
     "scrub_safe_llava",
     "pair_safe_llava",
     "prove_vlguard",
+    "prove_guard_reward",
     "make_tiny_world",
     "pretrain_safe_llava",
     "sft_safe_llava",

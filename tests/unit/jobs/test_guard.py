@@ -23,7 +23,7 @@ from rlhf.guard.verdict import Verdict
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guard") / "world"
-    write_guard_world(folder, 0, GuardSizes(train=10, test=10))
+    write_guard_world(folder, 0, GuardSizes(10, 10, 0, 0, 0, 0))
     return folder
 
 
@@ -79,6 +79,8 @@ def test_guard15_summary_and_page_show_lenient_and_strict(tmp_path: Path) -> Non
         {
             "id": one.id,
             "image": None,
+            "asked": "What <b>is</b> it?",
+            "said": "A <i>thing</i>.",
             "overrides": {"O6": "exempt"} if one.augmentation else {},
             "wanted": {"rating": one.rating, "category": one.category},
             "status": said[one.id].status if one.id in said else "missing",
@@ -99,6 +101,7 @@ def test_guard15_summary_and_page_show_lenient_and_strict(tmp_path: Path) -> Non
         "2 rows have image and policy of an earlier one",
         "O6 exempt",
         "A &lt;i&gt;gun",
+        "What &lt;b&gt;is&lt;/b&gt; it? - &#39;A &lt;i&gt;thing",
         "tiny",
     ):
         assert part in text

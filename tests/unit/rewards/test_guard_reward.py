@@ -17,7 +17,7 @@ from rlhf.errors import ConfigError, PromptTooLongError, RowError
 from rlhf.guard.policy import build_policy
 from rlhf.guard.taxonomy import taxonomy
 from rlhf.online_config import OnlineConfig
-from rlhf.rewards import build_reward, learned_rewards
+from rlhf.rewards import build_reward, guard_engines, learned_rewards
 from rlhf.rewards.guard import GuardRewardConfig
 from rlhf.rewards.mixture import MixtureRewardConfig
 from rlhf.roles import Rollout
@@ -63,7 +63,12 @@ def test_guard_reward_worth_of_verdicts_and_images_asked_once(pictures: list[str
     assert [score.value for score in scores] == [sum(score.parts.values()) for score in scores]
     policy = build_policy(taxonomy("tiny"), {"O2": "exempt"}).text
     assert "O2: knives - allowed" in policy
-    assert all(policy in one["messages"][0]["content"][1]["text"] for one in server.requests)
+    texts = [one["messages"][0]["content"][1]["text"] for one in server.requests]
+    assert all(policy in text for text in texts)
+    for one in asked:  # a question goes with its answer; of an image alone nothing was asked
+        quoted = f"<question>\n{one.prompt.question}\n</question>\n<answer>\n{one.completion.text}\n</answer>"
+        assert any(quoted in text for text in texts)
+    assert sum("<question>" in text for text in texts) == 4 + 2
 
 
 def test_guard_reward_a_prompt_without_image_is_refused(pictures: list[str]) -> None:
@@ -124,6 +129,7 @@ def test_guard_reward_settings_that_would_mislead_are_refused(keys: dict[str, An
 def test_guard_reward_runs_are_configured_by_kind(tmp_path: Path) -> None:
     content = yaml.safe_load(TINY.read_text())
     learned = content["reward"]
+    endpoint_guard = {"kind": "guard", "endpoint": {"base_url": "http://localhost:1/v1", "model": "g"}}
     guard_part = {"kind": "guard", "model": learned["model"], "policy": POLICY}
     content["reward"] = {
         "kind": "mixture",
@@ -137,6 +143,15 @@ def test_guard_reward_runs_are_configured_by_kind(tmp_path: Path) -> None:
     config = load(OnlineConfig, path)
     assert isinstance(config.reward, MixtureRewardConfig)
     assert [key for key, _ in learned_rewards(config.reward)] == ["reward.rewards.0.reward"]
+    assert [(model.path, rollout.engine) for model, rollout in guard_engines(config.reward)] == [
+        (learned["model"]["path"], "vllm")
+    ]
+    content["reward"]["costs"] = [{"name": "cost", "reward": learned}]
+    content["reward"]["rewards"][1]["reward"] = {**endpoint_guard, "policy": POLICY}
+    path.write_text(yaml.safe_dump(content))
+    config = load(OnlineConfig, path)
+    assert [key for key, _ in learned_rewards(config.reward)] == ["reward.rewards.0.reward", "reward.costs.0.reward"]
+    assert guard_engines(config.reward) == []  # it answers elsewhere
     with pytest.raises(ConfigError, match="preference occurs twice"):
         load(OnlineConfig, path, ["reward.rewards=" + json.dumps([content["reward"]["rewards"][0]] * 2)])
     with pytest.raises(ConfigError, match="reward"):
