@@ -45,7 +45,7 @@ class WorldSizes:
     pairs_train: int = 1200
     pairs_val: int = 120
     test_prompts: int = 120
-    vlguard_train: int = 720
+    vlguard_train: int = 1500
     vlguard_test: int = 240
     validation_prompts: int = 40
 
