@@ -24,7 +24,9 @@ from rlhf.memory import (
 from rlhf.models.architecture import Architecture, read_architecture
 from rlhf.online_config import LearnerConfig, OnlineConfig
 from rlhf.preference_config import PreferenceConfig
-from rlhf.rewards import GuardRewardConfig, LearnedRewardConfig, single_rewards
+from rlhf.rewards import single_rewards
+from rlhf.rewards.guard import GuardRewardConfig
+from rlhf.rewards.learned import LearnedRewardConfig
 from rlhf.rollout.base import RolloutConfig
 from rlhf.supervised import SupervisedConfig
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class Processor:
         self._reserved = tuple(dict.fromkeys([IMAGE_TAG, *tokenizer.all_special_tokens]))
 
     @classmethod
-    def load(cls, config: ModelConfig) -> Processor:
+    def load(cls, config: ModelConfig) -> Self:
         """Read tokenizer and image processor of `config.path` (nothing else of the model is loaded)."""
         from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 

@@ -148,8 +148,8 @@ def choose(
 
     def chosen(one: Comparison) -> Choice:
         keys = [_key(one, order) for order in orders]
-        replies = ["" if key in lost else str(ledger.entries[key]["reply"]) for key in keys]
-        return Choice(*replies, lost=any(key in lost for key in keys))
+        first, *second = ["" if key in lost else str(ledger.entries[key]["reply"]) for key in keys]
+        return Choice(first, next(iter(second), None), any(key in lost for key in keys))
 
     return [chosen(one) for one in comparisons]
 
