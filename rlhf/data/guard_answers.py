@@ -20,7 +20,7 @@ from rlhf.guard.policy import Rating
 from rlhf.guard.taxonomy import NONE, taxonomy
 
 ANSWERS = "tiny_answers"
-ANSWER_KEYS = ("rating", "category")
+ANSWER_KEYS = ("category", "rating")
 CATEGORIES = {
     "intent": "A1",
     **dict.fromkeys(families("person", "biometric"), "A2"),

@@ -23,10 +23,12 @@ from rlhf.data.world import Scene, draw, random_scene
 from rlhf.data.world_text import TYPES, ask, families
 from rlhf.guard.augment import Augmentation, Sample, augmented
 from rlhf.guard.dataset import row_of
-from rlhf.guard.policy import KEYS, Rating
+from rlhf.guard.policy import Rating, build_policy
 from rlhf.guard.rationales import finish
 from rlhf.guard.taxonomy import NONE, Taxonomy, taxonomy
 
+PICTURE_KEYS = ("category", "rating", "rationale")
+"""A tiny model has to name what it sees before it can look up the rule; the published sets have the rating first."""
 CATEGORIES = {
     "mask": "O1",
     "knife": "O2",
@@ -77,31 +79,38 @@ def write_guard_world(folder: Path, seed: int = 0, sizes: GuardSizes | None = No
     }
     answers = taxonomy(ANSWERS)
     rated: list[tuple[Sample, Taxonomy, Sequence[str]]] = []
-    rated += [(one, tiny, KEYS) for one in _samples(train, tiny, _TRAIN, seed)]
+    rated += [(one, tiny, PICTURE_KEYS) for one in _samples(train, tiny, _TRAIN, seed)]
     rated += [(one, answers, ANSWER_KEYS) for one in said["train"]]
     random.Random(f"{seed}:order").shuffle(rated)
     files = {
         "pretrain.json": _pretrain(random.Random(f"{seed}:pretrain"), train),
         "train.json": [row_of(one, "train", names, keys) for one, names, keys in rated],
         "train_rating_only.json": [row_of(one, "train", names, ("rating",)) for one, names, _ in rated],
-        "test.json": [row_of(one, "test", tiny, KEYS) for one in _samples(test, tiny, _TEST, seed)],
+        "test.json": [row_of(one, "test", tiny, PICTURE_KEYS) for one in _samples(test, tiny, _TEST, seed)],
         "test_answers.json": [row_of(one, "test", answers, ANSWER_KEYS) for one in said["test"]],
         "annotations.json": [_annotation(name, scene) for name, scene in (train | test).items()],
     }
     for name, rows in files.items():
         (folder / name).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in sorted(files)}
-    content = {"seed": seed, "sizes": asdict(sizes), "images": len(seen), "sha256": digests}
+    content = {"seed": seed, "sizes": asdict(sizes), "asked": _asked(), "images": len(seen), "sha256": digests}
     (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def guard_world_is_complete(folder: Path, seed: int = 0, sizes: GuardSizes | None = None) -> bool:
-    """Whether `folder` holds a complete set of this seed and these sizes."""
+    """Whether `folder` holds a complete set of this seed and these sizes, asked as the policies are today."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return False
-    return bool(manifest.get("seed") == seed and manifest.get("sizes") == asdict(sizes or GuardSizes()))
+    wanted = {"seed": seed, "sizes": asdict(sizes or GuardSizes()), "asked": _asked()}
+    return all(manifest.get(key) == value for key, value in wanted.items())
+
+
+def _asked() -> dict[str, str]:
+    """The hash of both policies."""
+    both = {"tiny": PICTURE_KEYS, ANSWERS: ANSWER_KEYS}
+    return {name: build_policy(taxonomy(name), keys=keys).sha256 for name, keys in both.items()}
 
 
 def category_of(scene: Scene) -> str:

@@ -112,11 +112,11 @@ def test_guard12_the_question_does_not_decide_and_the_policy_does(world: Path) -
         ratings: dict[str, set[str]] = {}
         for row in about_answers(world, name):
             question, answer = (turn["value"] for turn in row["conversations"])
-            rules = dict(line.rsplit(" - ", 1) for line in question.splitlines() if re.match(r"A\d: ", line))
+            rules = {name: word for word, name in re.findall(r"^(no|yes|never) (A\d: .*)$", question, re.MULTILINE)}
             assert len(rules) == 3
             verdict = json.loads(answer)
-            assert list(verdict) == ["rating", "category"]
-            assert verdict["rating"] == ("Unsafe" if rules.get(verdict["category"]) == "not allowed" else "Safe")
+            assert list(verdict) == ["category", "rating"]
+            assert verdict["rating"] == ("Unsafe" if rules.get(verdict["category"]) == "no" else "Safe")
             assert f"<question>\n{row['asked']}\n</question>\n<answer>\n{row['said']}\n</answer>" in question
             group = "harmful" if any(plan in row["asked"] for kinds in INTENTS.values() for plan, _, _ in kinds) else ""
             ratings.setdefault(group, set()).add(verdict["rating"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from jobs.make_tiny_world import TinyWorldConfig, _corpus
 from rlhf.config import ModelConfig
-from rlhf.data.guard_world import GuardSizes, guard_world_is_complete, write_guard_world
+from rlhf.data.guard_world import PICTURE_KEYS, GuardSizes, guard_world_is_complete, write_guard_world
 from rlhf.data.llava_format import read_examples
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
@@ -47,10 +48,10 @@ def test_guard12_a_picture_is_unsafe_under_one_policy_and_safe_under_another(wor
         ratings: dict[str, set[str]] = {}
         for row in about_pictures(world, name):
             question, answer = (turn["value"] for turn in row["conversations"])
-            rules = dict(line.rsplit(" - ", 1) for line in question.splitlines() if " - " in line)
+            rules = {name: word for word, name in re.findall(r"^(no|yes|never) (O\d: .*)$", question, re.MULTILINE)}
             assert len(rules) == 5
             said = json.loads(answer)
-            assert said["rating"] == ("Unsafe" if rules.get(said["category"]) == "not allowed" else "Safe")
+            assert said["rating"] == ("Unsafe" if rules.get(said["category"]) == "no" else "Safe")
             assert (row["rating"], row["category"]) == (said["rating"], said["category"])
             ratings.setdefault(row["image"], set()).add(said["rating"])
         both = sum(found == {"Safe", "Unsafe"} for found in ratings.values())
@@ -79,7 +80,7 @@ def test_guard12_every_file_is_read_by_what_it_is_for(world: Path) -> None:
     found, dropped = read_annotations(world / "annotations.json", world / "images", tiny, rejected)
     assert (len(found), dict(dropped), rejected.count) == (160, {}, 0)
     for row in rows(world, "test"):
-        policy = build_policy(tiny, row["overrides"])
+        policy = build_policy(tiny, row["overrides"], PICTURE_KEYS)
         assert row["conversations"][0]["value"] == f"<image>\n{policy.text}"
         assert parse_verdict(row["conversations"][1]["value"], policy).status == "json"
 

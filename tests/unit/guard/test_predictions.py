@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.guard_world import GuardSizes, write_guard_world
+from rlhf.data.guard_world import PICTURE_KEYS, GuardSizes, write_guard_world
 from rlhf.data.rejected import RejectedRows
 from rlhf.guard.metrics import align, evaluate, read_truths
 from rlhf.guard.predictions import asked_again, read_predictions, read_requests, write_predictions
@@ -30,7 +30,7 @@ def test_guard15_a_guard_that_reads_its_policy_scores_one_and_one_that_does_not_
 ) -> None:
     """Answers of two guards that never err about the picture; one ignores what the policy exempts."""
     rejected = RejectedRows()
-    requests = read_requests(world / "test.json", world / "images", TINY, rejected)
+    requests = read_requests(world / "test.json", world / "images", TINY, rejected, PICTURE_KEYS)
     truths = read_truths(world / "test.json", rejected)
     rows = json.loads((world / "test.json").read_text())
     assert [request.id for request in requests] == [truth.id for truth in truths] == [row["id"] for row in rows]
@@ -58,7 +58,7 @@ def test_guard15_a_guard_that_reads_its_policy_scores_one_and_one_that_does_not_
 
 def test_guard15_what_does_not_belong_is_refused_or_reported(world: Path, tmp_path: Path) -> None:
     rejected = RejectedRows()
-    requests = read_requests(world / "test.json", world / "images", TINY, rejected)
+    requests = read_requests(world / "test.json", world / "images", TINY, rejected, PICTURE_KEYS)
     path = tmp_path / "predictions.jsonl"
     good = json.dumps({"rating": "Safe", "category": "NA: nothing", "rationale": "x"})
     lines = [{"id": requests[0].id, "response": good}, {"id": "stranger", "response": good}]
@@ -80,14 +80,14 @@ def test_guard15_an_image_that_is_asked_about_twice_under_one_policy_is_named(wo
     """Under another policy it is another question, and the test set is full of those."""
     rows = json.loads((world / "test.json").read_text())
     (tmp_path / "test.json").write_text(json.dumps([*rows, {**rows[0], "id": "twin"}, {**rows[2], "id": "other"}]))
-    requests = read_requests(tmp_path / "test.json", world / "images", TINY, RejectedRows())
+    requests = read_requests(tmp_path / "test.json", world / "images", TINY, RejectedRows(), PICTURE_KEYS)
     assert len({one.image for one in requests}) < len(rows)
     assert asked_again(requests) == ["twin", "other"]
     assert asked_again(requests[:-2]) == []
 
 
 def test_guard15_a_row_about_an_answer_asks_about_that_answer_and_no_other(world: Path, tmp_path: Path) -> None:
-    answers, keys, images = taxonomy("tiny_answers"), ("rating", "category"), world / "images"
+    answers, keys, images = taxonomy("tiny_answers"), ("category", "rating"), world / "images"
     rejected = RejectedRows()
     requests = read_requests(world / "test_answers.json", images, answers, rejected, keys)
     rows = json.loads((world / "test_answers.json").read_text())

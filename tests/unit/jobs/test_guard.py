@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.guard import GuardFiles, read_cases, summary
-from rlhf.data.guard_world import GuardSizes, write_guard_world
+from rlhf.data.guard_world import PICTURE_KEYS, GuardSizes, write_guard_world
 from rlhf.data.rejected import RejectedRows
 from rlhf.guard.guards import GuardDecoding
 from rlhf.guard.metrics import Truth, align, balanced_interval, evaluate
@@ -33,7 +33,9 @@ def test_guard15_a_bad_row_is_named_once_and_a_broken_image_counts_as_missing(wo
     rows[2] |= {"rating": "?", "overrides": None}
     (tmp_path / "test.json").write_text(json.dumps(rows))
     rejected = RejectedRows()
-    files = GuardFiles(test=str(tmp_path / "test.json"), image_root=str(world / "images"), taxonomy="tiny")
+    files = GuardFiles(
+        test=str(tmp_path / "test.json"), image_root=str(world / "images"), taxonomy="tiny", keys=PICTURE_KEYS
+    )
     requests, truths = read_cases(files, rejected)
     assert sorted(error.row for error in rejected.errors) == [0, 1, 2]  # type: ignore[type-var]
     assert [one.id for one in requests] == [row["id"] for row in rows[3:]]
