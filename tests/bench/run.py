@@ -34,12 +34,12 @@ from rlhf.models.tiny import TinyConfig, build
 from rlhf.rollout.base import RolloutConfig, Sampling
 from rlhf.rollout.vllm_engine import VllmEngine, cpu_environment
 from rlhf.rollout.weights import pack
-from tests.bench import adapters, head, imitation, measure, online, preference, scrubbing, vlguard
+from tests.bench import adapters, annotation, head, imitation, measure, online, preference, scrubbing, vlguard
 from tests.fakes import CORPUS, draw_images, make_prompts
 
 REPEATS = measure.REPEATS
 RESULTS = Path(__file__).parent / "RESULTS.md"
-NAMES = ("engine", "vlguard", "head", "lora", "dpo", "sft", "ppo", "scrub")
+NAMES = ("engine", "vlguard", "head", "lora", "dpo", "sft", "ppo", "scrub", "annotate")
 NOTES = [
     "TRL computes the reference in every epoch: with images it refuses `precompute_ref_log_probs`. The line with "
     "stored columns is therefore our later epochs beside TRL's only way.",
@@ -53,7 +53,10 @@ NOTES = [
     "Log-probabilities at H 1024 miss the bar on time by design: computing logits again in the backward pass is a "
     "fourth matrix product beside three. At 512, the mini size of the other lines, it is met.",
     "Scrub: captions are sentences of `tests/golden/scrub`; about one in sixteen tells an attribute, as in the seed's.",
-    "Memory is the peak of all tensors made by forward and backward, counted by storage; weights are not.",
+    "Annotation: a random tiny guard, held to the JSON of its policy, in the real job on Ray; the loop opens the same "
+    "pictures, asks vLLM in batches of the same size and keeps the texts, which are equal. Memory of that bench is the "
+    "peak of resident memory.",
+    "Elsewhere memory is the peak of all tensors made by forward and backward, counted by storage; weights are not.",
 ]
 
 
@@ -113,6 +116,7 @@ def one(name: str, small: bool) -> list[measure.Row]:
             "sft": lambda: imitation.run(folder, rows, repeats),
             "ppo": lambda: online.run(folder, rows, repeats),
             "scrub": lambda: scrubbing.run(folder, repeats, small),
+            "annotate": lambda: annotation.run(folder, small),
         }
         return benches[name]()
 
