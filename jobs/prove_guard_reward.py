@@ -1,7 +1,7 @@
 """A guard as PPO's reward, with a bound on over-refusal and without: `python jobs/prove_guard_reward.py --config ...`.
 
-Runs PPO twice from the same settings, one run after the other; the constraint is all that differs. Writes
-`summary.json` and `report.html`.
+Runs PPO twice from the same settings, one run after the other; the bound is all that differs: the constraint, and the
+choice of a checkpoint within it. Writes `summary.json` and `report.html`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def only_constraint(settings: OnlineConfig, path: str) -> ConstraintConfig:
 def command(config: GuardProofConfig, name: str) -> list[str]:
     """What a person would type for one of the runs."""
     place = [f"run.name={config.run.name}/{name}", f"run.root={config.run.root}"]
-    unbounded = ["constraints=[]"] if name == "unconstrained" else []
+    # neither the constraint nor a choice of checkpoint that knows its bound
+    unbounded = ["constraints=[]", "selection=null", "data.validation=null"] if name == "unconstrained" else []
     return [sys.executable, "jobs/ppo_spa_vl.py", "--config", resolve(config.ppo), *place, *unbounded]
 
 

@@ -121,7 +121,12 @@ def test_the_page_has_every_number_both_curves_and_the_bars(tmp_path: Path) -> N
 
 def test_the_runs_differ_in_their_name_and_constraint_alone(tmp_path: Path) -> None:
     bounded, free = (command(config_of(tmp_path), name) for name in RUNS)
-    assert [one for one in free if one not in bounded] == ["run.name=proof/unconstrained", "constraints=[]"]
+    assert [one for one in free if one not in bounded] == [
+        "run.name=proof/unconstrained",
+        "constraints=[]",
+        "selection=null",
+        "data.validation=null",
+    ]
     settings = [load(OnlineConfig, PPO, [one for one in line if "=" in one]) for line in (bounded, free)]
     assert [len(one.constraints) for one in settings] == [1, 0]
     same = [one.model_copy(update={"constraints": (), "run": None}) for one in settings]
