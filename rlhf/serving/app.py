@@ -1,6 +1,6 @@
 """The ASGI application of a server, apart from machines: who may ask, how much, and errors in OpenAI's shape.
 
-Nothing that clients send is logged or kept.
+Nothing that clients send is kept; what is logged is the server's own failures.
 """
 
 from __future__ import annotations

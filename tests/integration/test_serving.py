@@ -38,10 +38,8 @@ VARIANTS: dict[str, dict[str, str]] = {"default": {}, "range": {"O6": "exempt"}}
 TOKEN = {"Authorization": "Bearer an-integration-test"}
 
 
-@contextmanager
-def served(environment: dict[str, str], model: ModelConfig, config: str, *overrides: str) -> Iterator[str]:
-    """A running `jobs/serve.py` on one replica; yields its address, ends it as an operator does, and checks that."""
-    command = [
+def command(model: ModelConfig, config: str, *overrides: str) -> list[str]:
+    return [
         sys.executable,
         str(ROOT / "jobs" / "serve.py"),
         "--config",
@@ -51,8 +49,13 @@ def served(environment: dict[str, str], model: ModelConfig, config: str, *overri
         "http.token_variable=SERVER_TOKEN",
         *overrides,
     ]
+
+
+@contextmanager
+def served(environment: dict[str, str], model: ModelConfig, config: str, *overrides: str) -> Iterator[str]:
+    """A running `jobs/serve.py` on one replica; yields its address, ends it as an operator does, and checks that."""
     process = subprocess.Popen(
-        command,
+        command(model, config, *overrides),
         env={**environment, "SERVER_TOKEN": "an-integration-test"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -96,7 +99,7 @@ def test_vlguard17_a_served_model_gives_the_engines_answers_to_many_at_once_and_
     engine = build_engine(tiny, config, Processor.load(tiny))
     direct = engine.generate(prompts, Sampling(max_new_tokens=24, temperature=0))
     settings = ("rollout.engine=transformers", "model.max_length=256", "http.route=/policy", "http.max_body_mb=1")
-    with served(ray_head, tiny, "serve", *settings) as address, ThreadPoolExecutor(12) as pool:
+    with ThreadPoolExecutor(12) as pool, served(ray_head, tiny, "serve", *settings) as address:
         assert address == f"http://127.0.0.1:{PORT}/policy"
         answers = list(pool.map(lambda prompt: chat(address, asked(prompt)), prompts))
         assert [answer.status_code for answer in answers] == [200] * 12
@@ -118,8 +121,42 @@ def test_vlguard17_a_served_model_gives_the_engines_answers_to_many_at_once_and_
         for other in _own_addresses():
             with pytest.raises(httpx.ConnectError):
                 httpx.get(f"http://{other}:{PORT}/policy/health", timeout=5)
+        long = asked(prompts[0], max_tokens=120)
+        late = [pool.submit(chat, address, long) for _ in range(6)]
+        while httpx.get(f"{address}/health", timeout=30).json()["pending"] < 6:
+            assert not any(one.done() for one in late)
+    # the server was told to stop while it worked
+    assert [one.result().status_code for one in late] == [200] * 6
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{PORT}/policy/health", timeout=5)
+
+
+def test_servers_of_a_cluster_share_its_address_and_end_apart(ray_head: dict[str, str], tiny: ModelConfig) -> None:
+    slow = ("rollout.engine=transformers", "model.max_length=256")
+    environment = {**ray_head, "SERVER_TOKEN": "an-integration-test"}
+
+    def refused(*overrides: str) -> str:
+        done = subprocess.run(
+            command(tiny, "serve", *slow, *overrides), env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1, done.stdout + done.stderr
+        return done.stderr
+
+    with served(ray_head, tiny, "serve", *slow, "http.max_pending=4") as address:
+        with served(ray_head, tiny, "serve", *slow, "name=other", "http.route=/other") as other:
+            assert httpx.get(f"{other}/health", timeout=30).json()["model"] == "other"
+        assert "Ray Serve has one address per cluster" in refused(
+            "name=lost", "http.route=/lost", f"http.port={PORT + 1}"
+        )
+        assert "flash_attn" in refused("name=broken", "http.route=/broken", "model.attention=flash_attention_2")
+        assert httpx.get(f"{address}/health", timeout=30).json()["model"] == "tiny"
+        for gone in ("other", "lost", "broken"):
+            assert httpx.get(f"http://127.0.0.1:{PORT}/{gone}/health", timeout=30).status_code == 404
+        body = asked(Prompt("", "Hello?"), max_tokens=60)
+        with ThreadPoolExecutor(24) as pool:
+            answers = list(pool.map(lambda _: chat(address, body), range(24)))
+        assert {answer.status_code for answer in answers} == {200, 503}
+        assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers if answer.is_success}) == 1
 
 
 def test_guard13_a_served_guard_gives_the_verdicts_of_vllm_without_a_server(

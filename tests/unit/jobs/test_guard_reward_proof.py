@@ -119,7 +119,7 @@ def test_the_page_has_every_number_both_curves_and_the_bars(tmp_path: Path) -> N
     assert "<script" not in page
 
 
-def test_the_runs_differ_in_their_name_and_constraint_alone(tmp_path: Path) -> None:
+def test_the_runs_differ_in_their_name_and_bound_alone(tmp_path: Path) -> None:
     bounded, free = (command(config_of(tmp_path), name) for name in RUNS)
     assert [one for one in free if one not in bounded] == [
         "run.name=proof/unconstrained",
@@ -129,9 +129,11 @@ def test_the_runs_differ_in_their_name_and_constraint_alone(tmp_path: Path) -> N
     ]
     settings = [load(OnlineConfig, PPO, [one for one in line if "=" in one]) for line in (bounded, free)]
     assert [len(one.constraints) for one in settings] == [1, 0]
-    same = [one.model_copy(update={"constraints": (), "run": None}) for one in settings]
-    assert same[0] == same[1]
-    assert settings[0].constraints[0].max == 0.05
+    data = settings[0].data.model_copy(update={"validation": None})
+    assert settings[0].model_copy(update={"constraints": (), "selection": None, "data": data, "run": None}) == (
+        settings[1].model_copy(update={"run": None})
+    )
+    assert settings[0].constraints[0].max == settings[0].selection.bounds.over_refusal == 0.05
 
 
 def test_settings_without_a_constraint_prove_nothing() -> None:
