@@ -133,7 +133,9 @@ def test_the_runs_differ_in_their_name_and_bound_alone(tmp_path: Path) -> None:
     assert settings[0].model_copy(update={"constraints": (), "selection": None, "data": data, "run": None}) == (
         settings[1].model_copy(update={"run": None})
     )
-    assert settings[0].constraints[0].max == settings[0].selection.bounds.over_refusal == 0.05
+    selection = settings[0].selection
+    assert selection is not None
+    assert settings[0].constraints[0].max == selection.bounds.over_refusal == 0.05
 
 
 def test_settings_without_a_constraint_prove_nothing() -> None:
