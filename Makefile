@@ -95,6 +95,7 @@ ppo-guard-demo: setup
 	cluster/local.sh start > /dev/null; wait $$world; export RAY_ADDRESS=auto; \
 	$(MAKE) --no-print-directory stages; \
 	$(MAKE) --no-print-directory guard; \
+	$(PY) jobs/sft_safe_llava.py --config $(CONFIGS)/guard_answers_sft.yaml; \
 	$(PY) jobs/evaluate.py --benchmark guard --config $(CONFIGS)/guard_answers.yaml; \
 	$(PY) jobs/prove_guard_reward.py --config $(CONFIGS)/guard_reward_proof.yaml $(if $(FRESH),--fresh); \
 	echo "summary: $(CURDIR)/$(TINY)/ppo_guard/summary.json"; \

@@ -54,7 +54,8 @@ def run(config: TinyWorldConfig) -> Path:
 
 
 def _corpus(folder: Path, config: TinyWorldConfig) -> Iterator[str]:
-    for name in ("pretrain.json", "train.json" if config.kind == "guard" else "sft.json"):
+    others = ("train.json", "train_answers.json") if config.kind == "guard" else ("sft.json",)
+    for name in ("pretrain.json", *others):
         for row in json.loads((folder / name).read_text()):
             values = [turn["value"].replace("<image>", "").strip() for turn in row["conversations"]]
             turns = list(zip(values[::2], values[1::2], strict=True))

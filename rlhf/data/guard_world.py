@@ -3,8 +3,8 @@
 The scenes are those of `rlhf/data/world.py`, the policies those of `rlhf/guard/policies/tiny.yaml`, one line per
 category. `write_guard_world` writes one folder: `images/`, `pretrain.json` (what pictures show), `train.json` and
 `train_rating_only.json` in the guard's format, `test.json` about unseen pictures, and `annotations.json` for
-`jobs/build_guard_data.py`. The training files also have answers about other pictures (`guard_answers.py`), and
-`test_answers.json` has answers about unseen ones.
+`jobs/build_guard_data.py`. `train_answers.json` and `test_answers.json` have answers about other pictures
+(`guard_answers.py`).
 """
 
 from __future__ import annotations
@@ -77,15 +77,14 @@ def write_guard_world(folder: Path, seed: int = 0, sizes: GuardSizes | None = No
             ("test", sizes.answered_test, sizes.answers_test),
         )
     }
-    answers = taxonomy(ANSWERS)
-    rated: list[tuple[Sample, Taxonomy, Sequence[str]]] = []
-    rated += [(one, tiny, PICTURE_KEYS) for one in _samples(train, tiny, _TRAIN, seed)]
-    rated += [(one, answers, ANSWER_KEYS) for one in said["train"]]
-    random.Random(f"{seed}:order").shuffle(rated)
+    answers, rated = taxonomy(ANSWERS), _samples(train, tiny, _TRAIN, seed)
+    for samples in (rated, said["train"]):
+        random.Random(f"{seed}:order").shuffle(samples)
     files = {
         "pretrain.json": _pretrain(random.Random(f"{seed}:pretrain"), train),
-        "train.json": [row_of(one, "train", names, keys) for one, names, keys in rated],
-        "train_rating_only.json": [row_of(one, "train", names, ("rating",)) for one, names, _ in rated],
+        "train.json": [row_of(one, "train", tiny, PICTURE_KEYS) for one in rated],
+        "train_rating_only.json": [row_of(one, "train", tiny, ("rating",)) for one in rated],
+        "train_answers.json": [row_of(one, "train", answers, ANSWER_KEYS) for one in said["train"]],
         "test.json": [row_of(one, "test", tiny, PICTURE_KEYS) for one in _samples(test, tiny, _TEST, seed)],
         "test_answers.json": [row_of(one, "test", answers, ANSWER_KEYS) for one in said["test"]],
         "annotations.json": [_annotation(name, scene) for name, scene in (train | test).items()],
