@@ -43,7 +43,9 @@ SCHEMAS: dict[str, type[Config]] = {
     "guard_reward_proof": GuardProofConfig,
     "annotate_images": AnnotateConfig,
     "moderate_images": ModerateConfig,
-    **dict.fromkeys(("guard_pretrain", "guard_sft", "guard_05b", "guard_7b", "guard_7b_lora"), ImitationConfig),
+    **dict.fromkeys(
+        ("guard_pretrain", "guard_sft", "guard_answers_sft", "guard_05b", "guard_7b", "guard_7b_lora"), ImitationConfig
+    ),
     "safe_scrub": ScrubConfig,
     "safe_pretrain": ImitationConfig,
     "safe_sft": ImitationConfig,

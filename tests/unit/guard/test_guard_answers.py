@@ -60,7 +60,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def about_answers(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [row for row in json.loads((folder / f"{name}.json").read_text()) if "said" in row]
+    found: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())
+    assert all("said" in row for row in found)
+    return found
 
 
 def scenes(count: int = 300) -> dict[str, Scene]:
@@ -108,7 +110,7 @@ def test_guard12_an_unsafe_answer_says_what_its_category_forbids_and_a_safe_one_
 
 
 def test_guard12_the_question_does_not_decide_and_the_policy_does(world: Path) -> None:
-    for name in ("train", "test_answers"):
+    for name in ("train_answers", "test_answers"):
         ratings: dict[str, set[str]] = {}
         for row in about_answers(world, name):
             question, answer = (turn["value"] for turn in row["conversations"])
@@ -124,8 +126,8 @@ def test_guard12_the_question_does_not_decide_and_the_policy_does(world: Path) -
 
 
 def test_guard12_answers_of_the_test_are_about_unseen_pictures_in_unseen_phrasings(world: Path) -> None:
-    train, test = about_answers(world, "train"), about_answers(world, "test_answers")
-    everything = json.loads((world / "train.json").read_text())
+    train, test = about_answers(world, "train_answers"), about_answers(world, "test_answers")
+    everything = train + json.loads((world / "train.json").read_text())
     assert len(train) > SIZES.answers_train
     assert not {row["image"] for row in test} & {row["image"] for row in everything}
     assert not {row["asked"] for row in test} & {row["asked"] for row in train}
@@ -173,7 +175,7 @@ def test_guard12_prompts_fit_and_have_no_unknown_token(world: Path, tmp_path: Pa
 
 def test_guard_reward_asks_what_the_guard_learned_word_for_word(world: Path, pictures: list[str]) -> None:
     """The policy of `ppo_guard.yaml` as the reward sends it, against rows of the training file."""
-    rows = [row for row in about_answers(world, "train") if row["augmentation"] is None][:40]
+    rows = [row for row in about_answers(world, "train_answers") if row["augmentation"] is None][:40]
     safe = json.dumps({"rating": "Safe", "category": "NA: nothing"})
     with chat_server(lambda _: (200, safe)) as server:
         endpoint = {"base_url": server.url, "model": "guard", "retries": 0, "concurrency": 1}

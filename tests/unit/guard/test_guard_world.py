@@ -38,15 +38,11 @@ def rows(folder: Path, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def about_pictures(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [row for row in rows(folder, name) if "said" not in row]
-
-
 def test_guard12_a_picture_is_unsafe_under_one_policy_and_safe_under_another(world: Path) -> None:
     """The rating follows from the line of the policy that the picture belongs to, read from the text itself."""
     for name in ("train", "test"):
         ratings: dict[str, set[str]] = {}
-        for row in about_pictures(world, name):
+        for row in rows(world, name):
             question, answer = (turn["value"] for turn in row["conversations"])
             rules = {name: word for word, name in re.findall(r"^(no|yes|never) (O\d: .*)$", question, re.MULTILINE)}
             assert len(rules) == 5
@@ -56,13 +52,13 @@ def test_guard12_a_picture_is_unsafe_under_one_policy_and_safe_under_another(wor
             ratings.setdefault(row["image"], set()).add(said["rating"])
         both = sum(found == {"Safe", "Unsafe"} for found in ratings.values())
         assert both / len(ratings) == pytest.approx(0.7, abs=0.01)  # all harm scenes
-        named = {row["category"].split(":")[0] for row in about_pictures(world, name)}
+        named = {row["category"].split(":")[0] for row in rows(world, name)}
         assert named == {"O1", "O2", "O5", "O6", "O7", "NA"}
 
 
 def test_guard12_ratings_are_nearly_balanced_and_test_pictures_unseen(world: Path) -> None:
-    train, test = about_pictures(world, "train"), rows(world, "test")
-    assert about_pictures(world, "test") == test  # answers have a test of their own
+    train, test = rows(world, "train"), rows(world, "test")
+    assert rows(world, "test") == test  # answers have a test of their own
     assert 0.4 < sum(row["rating"] == "Unsafe" for row in train) / len(train) < 0.6
     assert not {row["image"] for row in train} & {row["image"] for row in test}
     pictures = {path.read_bytes() for path in (world / "images").rglob("*.jpg")}
@@ -72,7 +68,7 @@ def test_guard12_ratings_are_nearly_balanced_and_test_pictures_unseen(world: Pat
 
 def test_guard12_every_file_is_read_by_what_it_is_for(world: Path) -> None:
     rejected = RejectedRows()
-    for name in ("pretrain", "train", "train_rating_only"):
+    for name in ("pretrain", "train", "train_rating_only", "train_answers"):
         assert len(read_examples(world / f"{name}.json", world / "images", rejected=rejected)) == len(rows(world, name))
     for name in ("test", "test_answers"):
         assert len(read_truths(world / f"{name}.json", rejected)) == len(rows(world, name))
@@ -100,7 +96,8 @@ def test_guard12_policy_picture_and_answer_fit_the_tiny_model(world: Path, tmp_p
     model = ModelConfig(path=str(tmp_path / "model"), dtype="float32", max_length=512, template="llava_hf")
     processor = Processor.load(model)
     assert policy_tokens(build_policy(taxonomy("tiny"), dict.fromkeys(("O1", "O5"), "exempt")), processor) <= 120
-    examples = read_examples(world / "train.json", world / "images", rejected=RejectedRows())
-    lengths = [processor.encode_example(example) for example in examples[:100]]
+    files = (world / "train.json", world / "train_answers.json")
+    examples = [read_examples(file, world / "images", rejected=RejectedRows())[:100] for file in files]
+    lengths = [processor.encode_example(example) for example in sum(examples, [])]
     assert max(len(row.ids) for row in lengths) < 300
     assert max(sum(row.response) for row in lengths) < min(128, ANSWER_TOKENS)
