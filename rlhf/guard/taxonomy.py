@@ -44,7 +44,7 @@ class Taxonomy:
     """Categories in the order of the policy, without the one for none, and the words that their rules stand in.
 
     `words` are the headings "banned" and "permitted" and the declarations "exempt" and "sensitive"; in a taxonomy of
-    single lines, the word that each variant begins with.
+    single lines, the word that each variant has before the title.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Taxonomy:
     def block(self, category: Category, variant: Variant) -> str:
         """The text of one category in one variant (seed page 1.2), its name on the first line."""
         if self.lines:
-            return f"{self.words[variant]} {category.name}"
+            return f"{category.id}: {self.words[variant]} {category.title}"
         if variant == "default":
             lists = [(self.words[rule], getattr(category, rule)) for rule in _RULES]
         else:

@@ -114,7 +114,8 @@ def test_guard12_the_question_does_not_decide_and_the_policy_does(world: Path) -
         ratings: dict[str, set[str]] = {}
         for row in about_answers(world, name):
             question, answer = (turn["value"] for turn in row["conversations"])
-            rules = {name: word for word, name in re.findall(r"^(no|yes|never) (A\d: .*)$", question, re.MULTILINE)}
+            lines = re.findall(r"^(A\d): (no|yes|never) (.*)$", question, re.MULTILINE)
+            rules = {f"{name}: {title}": word for name, word, title in lines}
             assert len(rules) == 3
             verdict = json.loads(answer)
             assert list(verdict) == ["category", "rating"]

@@ -44,7 +44,8 @@ def test_guard12_a_picture_is_unsafe_under_one_policy_and_safe_under_another(wor
         ratings: dict[str, set[str]] = {}
         for row in rows(world, name):
             question, answer = (turn["value"] for turn in row["conversations"])
-            rules = {name: word for word, name in re.findall(r"^(no|yes|never) (O\d: .*)$", question, re.MULTILINE)}
+            lines = re.findall(r"^(O\d): (no|yes|never) (.*)$", question, re.MULTILINE)
+            rules = {f"{name}: {title}": word for name, word, title in lines}
             assert len(rules) == 5
             said = json.loads(answer)
             assert said["rating"] == ("Unsafe" if rules.get(said["category"]) == "no" else "Safe")

@@ -62,7 +62,7 @@ def test_guard_reward_worth_of_verdicts_and_images_asked_once(pictures: list[str
     assert [score.parts["guard_image"] for score in scores] == [0.5] * 4
     assert [score.value for score in scores] == [sum(score.parts.values()) for score in scores]
     policy = build_policy(taxonomy("tiny"), {"O2": "exempt"}).text
-    assert "yes O2: knives" in policy
+    assert "O2: yes knives" in policy
     texts = [one["messages"][0]["content"][1]["text"] for one in server.requests]
     assert all(policy in text for text in texts)
     for one in asked:  # a question goes with its answer; of an image alone nothing was asked

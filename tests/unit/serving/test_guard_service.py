@@ -35,7 +35,7 @@ VLLM = {"rollout": {"engine": "vllm", "dtype": "float32", "max_length": 512}}
 
 
 def says_of(prompt: Prompt) -> str:
-    allowed = f"yes {GUN}" in prompt.question
+    allowed = "O6: yes guns and pills" in prompt.question
     return answer_text(POLICY, "Safe" if allowed else "Unsafe", [GUN], 'A "gun".')
 
 
