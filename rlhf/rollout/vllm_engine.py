@@ -191,7 +191,7 @@ class VllmEngine:
             logprobs=0,  # the sampled token's only
             flat_logprobs=True,
             detokenize=False,
-            structured_outputs=StructuredOutputsParams(json=schema) if schema is not None else None,
+            structured_outputs=StructuredOutputsParams(grammar=answer_grammar(schema)) if schema is not None else None,
         )
 
     def _completion(self, prompt: Prompt, output: Any) -> Completion:
@@ -329,3 +329,17 @@ def _reload_infos(worker: Any) -> list[tuple[str, Any, Any]]:
 
     modules = worker.model_runner.get_model().named_modules()
     return [(name, layer, get_layerwise_info(layer)) for name, layer in modules]
+
+
+@lru_cache(maxsize=64)
+def answer_grammar(schema: str) -> str:
+    """The EBNF of a JSON schema, with one blank allowed in front.
+
+    Behind a prompt that ends in "ASSISTANT:" a model has learned the token " {". A grammar that only knows "{" makes it
+    begin as it never did, and what follows is worse: a tiny guard named one category in five wrong, instead of one in
+    thirty.
+    """
+    import xgrammar
+
+    blank, answer = xgrammar.Grammar.from_ebnf('root ::= " "?'), xgrammar.Grammar.from_json_schema(schema)
+    return str(xgrammar.Grammar.concat(blank, answer))

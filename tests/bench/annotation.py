@@ -229,7 +229,7 @@ def plain_loop(config_file: Path, images: Path) -> dict[str, Any]:
     from jobs.annotate_images import AnnotateConfig
     from rlhf.config import load
     from rlhf.guard.verdict import verdict_schema
-    from rlhf.rollout.vllm_engine import _cpu_options
+    from rlhf.rollout.vllm_engine import _cpu_options, answer_grammar
 
     config = load(AnnotateConfig, config_file)
     policy, rollout = config.policy.build(), config.rollout
@@ -244,7 +244,7 @@ def plain_loop(config_file: Path, images: Path) -> dict[str, Any]:
         generation_config="vllm",
         **_cpu_options(rollout),
     )
-    form = StructuredOutputsParams(json=verdict_schema(policy))
+    form = StructuredOutputsParams(grammar=answer_grammar(verdict_schema(policy)))
     params = SamplingParams(max_tokens=config.sampling.max_new_tokens, temperature=0.0, structured_outputs=form)
     prompt, paths = f"USER: <image>\n{policy.text} ASSISTANT:", sorted(images.iterdir())
     ended: list[float] = []

@@ -16,7 +16,7 @@ from rlhf.guard.taxonomy import taxonomy
 from rlhf.guard.verdict import answer_text, verdict_schema
 from rlhf.rollout import build_engine
 from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling
-from rlhf.rollout.vllm_engine import cpu_environment
+from rlhf.rollout.vllm_engine import answer_grammar, cpu_environment
 
 pytestmark = pytest.mark.slow
 
@@ -38,10 +38,11 @@ def test_guard04_the_grammar_takes_every_target_and_no_other_rating(tiny: ModelC
     xgrammar = pytest.importorskip("xgrammar")
     compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(Processor.load(tiny).tokenizer))
     for policy in (build_policy(taxonomy("eu")), build_policy(taxonomy(), keys=("rating",)), age_policy(12).policy):
-        grammar = compiler.compile_json_schema(verdict_schema(policy), any_whitespace=True)
+        grammar = compiler.compile_grammar(answer_grammar(verdict_schema(policy)))
         for category in policy.categories:
             target = answer_text(policy, "Unsafe", [category], 'It says "go" } {\n\\ now.')
-            assert xgrammar.GrammarMatcher(grammar).accept_string(target), category
+            for learned in (target, f" {target}"):  # behind "ASSISTANT:" an answer begins with a blank
+                assert xgrammar.GrammarMatcher(grammar).accept_string(learned), category
             assert not xgrammar.GrammarMatcher(grammar).accept_string(target.replace('"Unsafe"', '"unsafe"'))
         assert not xgrammar.GrammarMatcher(grammar).accept_string("The picture")
 
