@@ -335,9 +335,8 @@ def _reload_infos(worker: Any) -> list[tuple[str, Any, Any]]:
 def answer_grammar(schema: str) -> str:
     """The EBNF of a JSON schema, with one blank allowed in front.
 
-    Behind a prompt that ends in "ASSISTANT:" a model has learned the token " {". A grammar that only knows "{" makes it
-    begin as it never did, and what follows is worse: a tiny guard named one category in five wrong, instead of one in
-    thirty.
+    Behind the assistant's mark a model has learned the token " {". A grammar that only knows "{" makes it begin as it
+    never did, and what follows is worse: a tiny guard named one category in five wrong, instead of one in thirty.
     """
     import xgrammar
 
