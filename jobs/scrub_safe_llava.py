@@ -89,7 +89,7 @@ def run(config: ScrubConfig) -> dict[str, Any]:
         if pending:
             require_detector(config.images)
             arguments = (parts, root, config.hair, config.engine, work / "answers", config.images)
-            run_units(Scrubber, arguments, pending, config.workers)
+            run_units(Scrubber, arguments, pending, config.workers, config.engine.gpus)
         copies = None
         if root is not None and config.images.kind == "blur":
             copies = ImageCopies(config.images, root, blurred_folder(parts))

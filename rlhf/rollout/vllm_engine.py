@@ -38,6 +38,16 @@ def cpu_environment() -> dict[str, str]:
     }
 
 
+def device_environment() -> dict[str, str]:
+    """Variables that must be set before vLLM is imported on this machine."""
+    return _common_environment() if torch.cuda.is_available() else cpu_environment()
+
+
+def device_options(config: RolloutConfig) -> dict[str, Any]:
+    """What `vllm.LLM` is told about this machine's device."""
+    return _gpu_options(config) if torch.cuda.is_available() else _cpu_options(config)
+
+
 def _common_environment() -> dict[str, str]:
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core lives here, so weights need no further copy
@@ -57,8 +67,7 @@ class VllmEngine:
         seed: int = 0,
         lora: LoraConfig | None = None,
     ) -> None:
-        on_gpu = torch.cuda.is_available()
-        for name, value in (_common_environment() if on_gpu else cpu_environment()).items():
+        for name, value in device_environment().items():
             os.environ.setdefault(name, value)
         from vllm import LLM
 
@@ -75,7 +84,7 @@ class VllmEngine:
             limit_mm_per_prompt={"image": 1, "video": 0},
             logprobs_mode="processed_logprobs",  # after temperature and nucleus: those of the behaviour policy
             generation_config="vllm",  # no stop tokens or defaults from the model's folder
-            **(_gpu_options(config) if on_gpu else _cpu_options(config)),
+            **device_options(config),
             **(_lora_options(lora) if lora else {}),
         )
 

@@ -9,16 +9,20 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field, model_validator
 
-from rlhf.config import Config
+from rlhf.config import Config, resolve
 from rlhf.errors import ConfigError
 from rlhf.scrub.rewrite import rewrite
 from rlhf.scrub.taxonomy import Taxonomy
 from rlhf.scrub.text import Context
+
+if TYPE_CHECKING:
+    from rlhf.scrub.model_engine import Chat
 
 VERSION = "2"  # of the rules, which also audit what a model wrote
 
@@ -51,32 +55,51 @@ class Rewriter(Protocol):
 class EngineConfig(Config):
     """Who rewrites."""
 
-    kind: Literal["rules", "openai"] = "rules"
-    """rules: no model. openai: a model behind any OpenAI-compatible endpoint, as `vllm serve` is one."""
+    kind: Literal["rules", "openai", "vllm"] = "rules"
+    """rules: no model. openai: a model behind any OpenAI-compatible endpoint. vllm: one inside each worker."""
     base_url: str | None = None
     """openai: the endpoint, for example "http://localhost:8000/v1". The texts are sent there."""
     model: str | None = None
-    """openai: the model's name at the endpoint."""
+    """openai: the model's name at the endpoint. vllm: its directory or hub id; it needs a chat template."""
     api_key_variable: str = "OPENAI_API_KEY"
     """openai: the environment variable that holds the key; the key itself is never written anywhere."""
     turns: Literal["found", "all"] = "found"
-    """openai: found sends turns in which the rules find something; all sends every turn, at the price of every turn."""
+    """Models: found asks about turns in which the rules find something; all about every turn, at its price."""
     tries: int = Field(default=3, ge=1)
-    """openai: tries per turn; each but the first is told what the verifier found. Then the row is refused."""
+    """Models: tries per turn; each but the first is told what the verifier found. Then the row is refused."""
     max_tokens: int = Field(default=1024, ge=1)
-    """openai: budget of one rewritten turn."""
+    """Models: budget of one rewritten turn."""
     concurrency: int = Field(default=8, ge=1)
-    """openai: rows under way at the same time in one worker."""
+    """Models: rows under way at the same time in one worker; vllm wants many more."""
     timeout_seconds: float = Field(default=60.0, gt=0)
     """openai: patience with one request."""
     retries: int = Field(default=5, ge=0)
     """openai: further tries after a timeout, a refused connection, or status 408, 429 or 5xx."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """vllm: precision of the weights."""
+    max_length: int = Field(default=4096, ge=16)
+    """vllm: context, in tokens, of what is asked and the reply; a row with a longer turn is refused."""
+    kv_cache_mb: int | None = Field(default=None, ge=1)
+    """vllm: KV cache in MiB; unset lets the engine take its share of the GPU."""
+    gpus: int = Field(default=0, ge=0)
+    """vllm: GPUs of each worker; over more than one the model is split. 0 runs on CPUs."""
 
     @model_validator(mode="after")
     def _model_is_named(self) -> EngineConfig:
-        needed = {"rules": (), "openai": ("base_url", "model")}[self.kind]
-        if missing := [f"engine.{key}: kind {self.kind} needs it" for key in needed if not getattr(self, key)]:
-            raise ConfigError(missing)
+        needed = {"rules": (), "openai": ("base_url", "model"), "vllm": ("model",)}[self.kind]
+        problems = [f"engine.{key}: kind {self.kind} needs it" for key in needed if not getattr(self, key)]
+        if self.gpus and self.kind != "vllm":
+            problems.append(f"engine.gpus: kind {self.kind} has no model in the worker; leave the key out")
+        if self.kind == "vllm" and self.max_tokens >= self.max_length:
+            problems.append(f"engine.max_tokens={self.max_tokens} leaves no room in max_length={self.max_length}")
+        if (
+            self.kind == "vllm"
+            and str(self.model).startswith(("./", "/"))
+            and not Path(resolve(str(self.model))).is_dir()
+        ):
+            problems.append(f"engine.model: no such directory {resolve(str(self.model))}; mend the path")
+        if problems:
+            raise ConfigError(problems)
         return self
 
     @property
@@ -97,6 +120,8 @@ class EngineConfig(Config):
         from rlhf.scrub.model_engine import PROMPTS
 
         chosen = {key: str(getattr(self, key)) for key in ("kind", "model", "turns", "tries", "max_tokens")}
+        if self.kind == "vllm":
+            chosen |= {"weights": _weights(str(self.model)), "dtype": self.dtype}
         prompts = hashlib.sha256("\0".join(PROMPTS).encode()).hexdigest()[:16]
         return {**chosen, "version": VERSION, "prompts": prompts}
 
@@ -122,10 +147,27 @@ def build_engine(config: EngineConfig, taxonomy: Taxonomy, answers: Path) -> Rew
     """The engine that a configuration describes; `answers` is where a model's replies are kept."""
     if config.kind == "rules":
         return RulesRewriter(taxonomy)
-    from rlhf.openai_chat import OpenAIChat
     from rlhf.scrub.model_engine import ModelRewriter
 
-    chat = OpenAIChat(
+    return ModelRewriter(_chat(config), config, taxonomy, answers)
+
+
+def _chat(config: EngineConfig) -> Chat:
+    if config.kind == "vllm":
+        from rlhf.rollout.base import RolloutConfig
+        from rlhf.rollout.vllm_chat import VllmChat
+
+        engine = RolloutConfig(
+            dtype=config.dtype,
+            max_length=config.max_length,
+            max_sequences=config.concurrency,
+            kv_cache_mb=config.kv_cache_mb,
+            tensor_parallel=max(config.gpus, 1),
+        )
+        return VllmChat(str(config.model), engine, config.max_tokens)
+    from rlhf.openai_chat import OpenAIChat
+
+    return OpenAIChat(
         str(config.base_url),
         str(config.model),
         config.api_key_variable,
@@ -133,4 +175,11 @@ def build_engine(config: EngineConfig, taxonomy: Taxonomy, answers: Path) -> Rew
         config.retries,
         config.max_tokens,
     )
-    return ModelRewriter(chat, config, taxonomy, answers)
+
+
+@lru_cache(maxsize=1)
+def _weights(model: str) -> str:
+    """A hash of a local model's files; "" for a hub id."""
+    from rlhf.inference import fingerprint
+
+    return fingerprint(resolve(model))

@@ -26,7 +26,7 @@ from rlhf.data.parts import read_parts, write_part
 from rlhf.data.prepared import file_hash
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import ImageFolder
-from rlhf.errors import DataError, ImageError, RowError, SafeVLError
+from rlhf.errors import DataError, ImageError, PromptTooLongError, RowError, SafeVLError
 from rlhf.ledger import write_whole
 from rlhf.scrub.audit import Audit
 from rlhf.scrub.engines import EngineConfig, build_engine
@@ -39,7 +39,7 @@ from rlhf.scrub.taxonomy import taxonomy
 LEDGER = "ledger.parquet"
 AUDIT = "audit.json"
 HASHES = "images.sha256"  # for `sha256sum -c`
-_KINDS = {kind.__name__: kind for kind in (DataError, RowError, ImageError, LeakError)}
+_KINDS = {kind.__name__: kind for kind in (DataError, RowError, ImageError, PromptTooLongError, LeakError)}
 _LONGEST = 100_000  # characters of one turn
 _AHEAD = 8  # rows handed out per thread, so that a dead endpoint does not cost a whole unit of tries
 

@@ -53,7 +53,8 @@ class ModelRewriter:
     def __init__(self, chat: Chat, config: EngineConfig, taxonomy: Taxonomy, answers: Path) -> None:
         self.tries, self.every_turn, self.concurrency = config.tries, config.turns == "all", config.concurrency
         self._chat, self._taxonomy = chat, taxonomy
-        self._made_by = {key: config.identity[key] for key in ("kind", "model", "max_tokens")}
+        made_by = ("kind", "model", "max_tokens", "weights", "dtype")  # the last two of a model in the worker
+        self._made_by = {key: value for key, value in config.identity.items() if key in made_by}
         self._answers = answers / hashlib.sha256(json.dumps(self._made_by).encode()).hexdigest()[:16]
         self._ledger: Ledger | None = None
         self._writing = threading.Lock()

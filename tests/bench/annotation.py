@@ -229,7 +229,7 @@ def plain_loop(config_file: Path, images: Path) -> dict[str, Any]:
     from jobs.annotate_images import AnnotateConfig
     from rlhf.config import load
     from rlhf.guard.verdict import verdict_schema
-    from rlhf.rollout.vllm_engine import _cpu_options, answer_grammar
+    from rlhf.rollout.vllm_engine import answer_grammar, device_options
 
     config = load(AnnotateConfig, config_file)
     policy, rollout = config.policy.build(), config.rollout
@@ -242,7 +242,7 @@ def plain_loop(config_file: Path, images: Path) -> dict[str, Any]:
         max_num_seqs=rollout.max_sequences,
         limit_mm_per_prompt={"image": 1, "video": 0},
         generation_config="vllm",
-        **_cpu_options(rollout),
+        **device_options(rollout),
     )
     form = StructuredOutputsParams(grammar=answer_grammar(verdict_schema(policy)))
     params = SamplingParams(max_tokens=config.sampling.max_new_tokens, temperature=0.0, structured_outputs=form)

@@ -17,7 +17,7 @@ ALLOWED = {
     "jobs": {"jobs", "actors", "cluster", "rlhf"},
 }
 ONLY_IN = {
-    "vllm": {"rlhf/rollout/vllm_engine.py"},
+    "vllm": {"rlhf/rollout/vllm_engine.py", "rlhf/rollout/vllm_chat.py"},
     "deepspeed": {"rlhf/learner.py", "rlhf/models/llava.py"},
     "ray": {"actors", "cluster", "jobs"},
 }

@@ -168,6 +168,10 @@ def test_the_order_of_rows_is_that_of_the_source_whoever_answers_first(tmp_path:
 def test_engines_are_told_apart_and_half_a_configuration_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"(?s)engine.base_url.*engine.model"):
         load(EngineConfig, None, ["kind=openai"])
+    with pytest.raises(ConfigError, match=r"(?s)engine.gpus: kind rules has no model"):
+        load(EngineConfig, None, ["gpus=1"])
+    with pytest.raises(ConfigError, match=r"(?s)engine.max_tokens=64 leaves no room.*no such directory .*/nowhere"):
+        load(EngineConfig, None, ["kind=vllm", "model=./nowhere", "max_tokens=64", "max_length=64"])
     one, other = (EngineConfig(kind="openai", base_url="http://x/v1", model=name) for name in ("a", "b"))
     assert one.identity != other.identity
     assert one.identity == EngineConfig(kind="openai", base_url="http://elsewhere/v1", model="a").identity
