@@ -1,4 +1,7 @@
-"""Whether a rewritten turn still says what it said: image tags, boxes, numbers, counts, colours, names of objects."""
+"""Whether a rewritten turn still says what it said: image tags, boxes, numbers, counts, colours, names of objects.
+
+And whether its sentences are still sentences.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from rlhf.data.rows import IMAGE_TAG
-from rlhf.scrub.grammar import VERBS, plural_verb, tags
+from rlhf.scrub.grammar import VERBS, is_verb_in_s, plural_verb, tags
 from rlhf.scrub.rewrite import Cue
 from rlhf.scrub.taxonomy import Taxonomy, word_list
 
-_BOX = re.compile(r"[\[(]\s*-?\d[\d\s.,;:-]*[\])]")
+_BOX = re.compile(r"[\[(]\s*-?\d[\d\s.]*[,;:][\d\s.,;:-]*[\])]")  # two numbers and more
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
 _VALUES = {
     "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
@@ -19,7 +22,21 @@ _VALUES = {
 }  # fmt: skip
 _COLOURS = word_list("thing_colours")
 _FUNCTION = word_list("function")
+_PLURAL_VERBS = frozenset(VERBS.values())
 _SAID_OF_PEOPLE = word_list("said_of_people")  # nouns that stand for a person where a rule or a model puts them
+# what a removal may leave behind: the end of a sentence, its beginning, and what cannot stand next to each other
+_BROKEN = re.compile(
+    r"\b(?:an?|the|of|and|or|but|between|is|are|was|were|been|that|which|who|whose|with|than|very|quite|too|to|as)"
+    r"\s*(?=[.!?,;:)]|\Z)"
+    r"|(?:\A|(?<=[.!?]\s))\s*(?:than|enough|is|are|was|were|has|have|had|wears?|looks?|seems?|appears?|and|or|of|years?)\b"
+    r"|\b(?:an?|the) (?:an?|the)\b|\ban? people\b(?!['\u2019])|\(\s*\)|,\s*,"
+    r"|\b(?:\d+|\w+ty|\w+teen)[- ](?:years?|months?|weeks?)[- ](?:old[- ])?(?:person|people|individual|student)s?\b",
+    re.IGNORECASE,
+)
+_VERBS_TOGETHER = re.compile(r"\b(?:is|are|was|were|has|have|had) (?P<second>[a-z]+)\b", re.IGNORECASE)
+_NO_PARTICIPLES = frozenset(
+    ("is", "are", "was", "were", "has", "have", "does", "do", "wear", "hold", "sit", "stand", "look")
+)
 _REACH = 4  # words after a count in which its noun is looked for
 _LONGEST_SENTENCE = 300  # words
 
@@ -33,6 +50,8 @@ def lost_meaning(before: str, after: str, cues: Sequence[Cue], taxonomy: Taxonom
         return "the image tag was lost or doubled"
     if _BOX.findall(before) != _BOX.findall(after):
         return "box coordinates were changed"
+    if broken := _more(list(_fragments(after)), list(_fragments(before))):
+        return _told("a sentence was broken", broken)
     found = list(_with_place(before, cues))
     there, all_before = _TOKEN.findall(after), [word for word, _ in found]
     lost, new = _more([word for word, kept in found if kept], there), _more(there, all_before)
@@ -47,6 +66,17 @@ def lost_meaning(before: str, after: str, cues: Sequence[Cue], taxonomy: Taxonom
         or _told("names of objects were lost", _lost_objects(lost, before, there, bool(cues), taxonomy))
         or _told("names of objects were invented", _objects(new, after, set(_lower(all_before)), taxonomy))
     )
+
+
+def _fragments(text: str) -> Iterator[str]:
+    """What stands in no sentence, or only in a question; a text that had it before may keep it."""
+    for match in _BROKEN.finditer(text):
+        words = match.group().lower().split()
+        yield " ".join(VERBS.get(word, word) for word in words)  # "Has he" may have become "Have they"
+    for match in _VERBS_TOGETHER.finditer(text):
+        second = match["second"].lower()
+        if second in _NO_PARTICIPLES or (match.group()[:2].lower() in ("is", "wa") and is_verb_in_s(second)):
+            yield match.group()
 
 
 def _told(what: str, words: Iterable[str]) -> str | None:
@@ -117,7 +147,7 @@ def _before_a_person(words: Sequence[str], place: int, taxonomy: Taxonomy) -> bo
 
 
 def _is_somebody(word: str, taxonomy: Taxonomy) -> bool:
-    return taxonomy.is_person(word) or word in _SAID_OF_PEOPLE
+    return taxonomy.is_person(word) or word in _SAID_OF_PEOPLE or word.endswith(("-olds", "-old")) or word == "olds"
 
 
 def _lost_objects(lost: set[str], before: str, there: Sequence[str], rules_know: bool, taxonomy: Taxonomy) -> set[str]:
@@ -150,7 +180,13 @@ def _objects(words: set[str], text: str, other: set[str], taxonomy: Taxonomy) ->
 
 def _is_grammar(word: str, other: set[str], taxonomy: Taxonomy) -> bool:
     """Function words, words for people, and verbs that agree with another number now."""
-    if word in _FUNCTION or word in VERBS or word in taxonomy.neutral_words or _is_somebody(word, taxonomy):
+    if (
+        word in _FUNCTION
+        or word in VERBS
+        or word in _PLURAL_VERBS
+        or word in taxonomy.neutral_words
+        or _is_somebody(word, taxonomy)
+    ):
         return True
     if len(word) < 2 or _is_number(word) or word in _COLOURS or word in _VALUES or word in taxonomy.modifiers:
         return True

@@ -38,6 +38,16 @@ def problem(before: str, after: str) -> str | None:
     ("a man holds a cup", "a person holds a cup and a knife", "objects were invented: knife"),
     ("A bottle on a table.", "A person on a table.", "objects were lost: bottle"),
     ("A codger near a lamppost.", "A person.", "objects were lost"),
+    ("The man is older than she is.", "Than they are.", "a sentence was broken: than"),
+    ("The man is old and sits.", "The person is sits.", "a sentence was broken: is sits"),
+    ("The men have dark skin and wear hats.", "The people have wear hats.", "a sentence was broken: have wear"),
+    ("The girl is 6 years old.", "The person is.", "a sentence was broken"),
+    ("It is a man between 20 and 30.", "It is a person between.", "a sentence was broken: between"),
+    ("The colour of her eyes is blue.", "The colour of", "a sentence was broken: of"),
+    ("He is 80 kg heavy and is tall.", "Is tall.", "a sentence was broken"),
+    ("A woman (in her forties) sits.", "A person () sits.", "a sentence was broken: ()"),
+    ("This 3 year old girl sits.", "This 3 year person sits.", "a sentence was broken: 3 year person"),
+    ("The man is a 30 year old.", "The person is a.", "a sentence was broken: a"),
     ("He wears a hat.", "Here is the text: They wear a hat.", "objects were invented: text"),
 ])  # fmt: skip
 def test_safe03_what_was_lost_or_invented_is_named(before: str, after: str, what: str) -> None:
@@ -52,6 +62,8 @@ def test_safe03_what_was_lost_or_invented_is_named(before: str, after: str, what
     ("A woman with blue eyes wears a blue dress.", "A person wears a blue dress."),
     ("A fireman's helmet [3, 4, 5, 6]", "A firefighter's helmet [3, 4, 5, 6]"),
     ("A codger sits by a lamppost.", "A person sits by a lamppost."),
+    ("He doesn't sit and she wasn't here.", "They don't sit and they weren't here."),
+    ("Has he seen what she is looking at?", "Have they seen what they are looking at?"),
     ("A heavy man lifts a heavy box.", "Someone lifts a heavy box."),
 ])  # fmt: skip
 def test_safe03_a_neutral_text_raises_no_alarm(before: str, after: str) -> None:
