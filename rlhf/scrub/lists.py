@@ -6,19 +6,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rlhf.scrub.clauses import clause_at, of_a_person
+from rlhf.scrub.clauses import clause_at
 from rlhf.scrub.patterns import patterns
+from rlhf.scrub.people import of_a_person
 from rlhf.scrub.taxonomy import Attribute
 from rlhf.scrub.text import Edit, Text
 
-_VERB = re.compile(r"\b(?:has|have|had|having|with)\s+", re.IGNORECASE)
+_VERB = re.compile(r"\b(?:(?:has|have|had|having|with)(?: got)?|got)\s+", re.IGNORECASE)
 _BETWEEN = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+", re.IGNORECASE)
 _LEAVES = r"is|are|was|were|who|that|which|in|on|at|while|as|but|wearing|holding|standing|sitting"  # the list
+_WORD = rf"(?!(?:and|{_LEAVES})\b)[\w'\u2019-]+"
 # up to six words, none of which begins something else
 _OTHER = re.compile(
-    rf"(?:(?!(?:and|{_LEAVES})\b)[\w'\u2019-]+\s*?(?:[ \t](?=\w))?){{1,6}}?"
-    rf"(?=\s*,|\s+and\b|\s*[.;:!?]|\s+(?:{_LEAVES})\b|\s*$)",
-    re.IGNORECASE,
+    rf"{_WORD}(?:[ \t]+{_WORD}){{0,5}}?(?=\s*,|\s+and\b|\s*[.;:!?]|\s+(?:{_LEAVES})\b|\s*$)", re.IGNORECASE
 )
 _MOST = 8  # things in one list
 
@@ -36,7 +36,7 @@ def list_edits(text: Text) -> Iterator[Edit]:
     Where nothing else is in the list, its first thing stays for the rules of clauses, which take the verb too.
     """
     for match in _VERB.finditer(text.text):
-        things = _things(text, match.end())
+        things = _things(text, match.end(), match.group().lower().startswith("have"))
         telling = [one for one in things if one.attribute is not None]
         if len(things) < 2 or not telling or text.is_protected(match.start(), things[0].end):
             continue
@@ -60,20 +60,16 @@ def _without(things: list[_Thing]) -> Iterator[Edit]:
         yield Edit(things[last - 1].end, kept[-1].start, " and ", things[-1].attribute or "age", "agreement")
 
 
-def _things(text: Text, place: int) -> list[_Thing]:
+def _things(text: Text, place: int, plural: bool) -> list[_Thing]:
     known, found = patterns(text.taxonomy.attributes).things, list[_Thing]()
     while len(found) < _MOST:
         thing = next(
-            (
-                _Thing(place, match.end(), attribute)
-                for attribute, pattern in known
-                if (match := pattern.match(text.text, place))
-            ),
+            (_Thing(place, match.end(), search.attribute) for search in known if (match := search.match(text, place))),
             None,
         )
         if thing is None:
             other = _OTHER.match(text.text, place)
-            if other is None or not other.group().strip() or (found and clause_at(text, place)):
+            if other is None or (found and clause_at(text, text.count_before(place), plural)):
                 return found
             thing = _Thing(place, other.end(), None)
         found.append(thing)

@@ -35,7 +35,9 @@ _SAME = re.compile(
 _LISTED = re.compile(
     r"\ban? person, (?:an?|another) person(?=,? and\b)(?:,(?= and (?:an?|two|three) ))?", re.IGNORECASE
 )
-_SAME_MANY = re.compile(r"\b(people|siblings|parents|students) and \1\b", re.IGNORECASE)
+_SAME_MANY = re.compile(r"\b(?P<many>people|siblings|parents|students) and (?:the )?(?P=many)\b(?!')", re.IGNORECASE)
+_ALONE = re.compile(r"(?:(?<=[.!?])|^)\s*[.!?](?=\s|\Z)")  # what is left of a sentence that went
+_DOTS = re.compile(r"[.!?]\s*[.!?]|^\s*[.!?]")
 _NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 _COUNT = "|".join(_NUMBERS[:-1])
 _COUNTED = re.compile(
@@ -79,10 +81,12 @@ def _tidy(before: str, text: str) -> str:
     text = _SAME.sub(_twins, text)
     text = _COUNTED.sub(_counted, text)
     text = re.sub(r"\b([Tt]here) is (?=(?:two|three|four|five) )", r"\1 are ", text)
-    text = re.sub(r"[ \t]+([.,;:!?])", r"\1", text)
+    text = re.sub(r"(?<=\S)[ \t]+([.,;:!?])", r"\1", text)
     text = re.sub(r"([,;:])\s*(?=[.!?])", "", text)
     text = re.sub(r"(?<=[^\s])[ \t]{2,}", " ", text)
     text = re.sub(r"(^|[.!?]\s+)[,;]\s*", r"\1", text)
+    if not _DOTS.search(before):
+        text = _ALONE.sub("", text)
     lead = before[: len(before) - len(before.lstrip())]
     text = lead + text.strip() + before[len(before.rstrip()) :]
     text = (
