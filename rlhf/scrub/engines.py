@@ -24,7 +24,7 @@ from rlhf.scrub.text import Context
 if TYPE_CHECKING:
     from rlhf.scrub.model_engine import Chat
 
-VERSION = "2"  # of the rules, which also audit what a model wrote
+VERSION = "3"  # of the rules, which also audit what a model wrote
 
 
 @dataclass(frozen=True, slots=True)

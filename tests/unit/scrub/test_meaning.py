@@ -64,6 +64,8 @@ def test_safe03_what_was_lost_or_invented_is_named(before: str, after: str, what
     ("A codger sits by a lamppost.", "A person sits by a lamppost."),
     ("He doesn't sit and she wasn't here.", "They don't sit and they weren't here."),
     ("Has he seen what she is looking at?", "Have they seen what they are looking at?"),
+    ("The boy (7) and the girl (9) play.", "Two people play."),
+    ("Two 4-year-olds sit.", "Two people sit."),
     ("A heavy man lifts a heavy box.", "Someone lifts a heavy box."),
 ])  # fmt: skip
 def test_safe03_a_neutral_text_raises_no_alarm(before: str, after: str) -> None:
