@@ -10,7 +10,7 @@ import pytest
 from jobs.ppo_spa_vl import read_inputs
 from rlhf.config import load
 from rlhf.data.synthetic import WorldSizes, write_world
-from rlhf.errors import DataError
+from rlhf.errors import DataError, PromptTooLongError
 from rlhf.online_config import OnlineConfig
 from tests.fakes import tiny_model, tiny_reward_model
 
@@ -53,6 +53,23 @@ def test_all_three_sets_of_prompts_are_read_and_checked(folder: Path, tmp_path: 
     assert Counter(prompt.kind for prompt in inputs.evaluation) == {"harmful": 4, "biometric": 4, "benign": 4}
     assert Counter(prompt.kind for prompt in inputs.validation) == {"harmful": 5, "biometric": 5, "benign": 5}
     assert all(prompt.answer for prompt in inputs.validation if prompt.kind == "benign")
+
+
+def test_a_guard_that_has_no_room_for_the_longest_question_and_its_answer_is_refused_before_anything_starts(
+    folder: Path, tmp_path: Path
+) -> None:
+    def with_guard(context: int) -> OnlineConfig:
+        guard = (
+            f"{{kind: guard, model: {{path: {folder}/policy, dtype: float32, template: llava_hf, max_length: 512}}, "
+            f"rollout: {{max_length: {context}}}, policy: {{taxonomy: tiny}}, decoding: {{max_new_tokens: 8}}}}"
+        )
+        return config_of(
+            folder, f"reward={{kind: mixture, rewards: [{{name: g, weight: 1.0, reward: {guard}}}]}}", "constraints=[]"
+        )
+
+    assert len(read_inputs(with_guard(512), tmp_path).prompts) == 24
+    with pytest.raises(PromptTooLongError, match=r"no room for 32 new tokens in a context of 256"):  # 24 and 8
+        read_inputs(with_guard(256), tmp_path)
 
 
 def test_a_checkpoint_is_not_chosen_by_what_is_reported(folder: Path, tmp_path: Path) -> None:
