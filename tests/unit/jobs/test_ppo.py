@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from jobs.before_after import show
 from jobs.ppo_spa_vl import read_inputs
 from rlhf.config import load
 from rlhf.data.synthetic import WorldSizes, write_world
@@ -45,6 +47,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(folder / "policy")
     tiny_reward_model(folder / "reward")
     return folder
+
+
+def test_who_waits_for_the_end_of_a_run_is_told_what_to_look_into(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"step": step, "score/invalid/g[0]/guard_answer": 0.3, "response/length": 40 - step} for step in range(30)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert show(tmp_path) == {}
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("look into: ")]
+    assert [line.split(": ")[1] for line in told] == [
+        "30.0% of g[0]/guard_answer's verdicts are invalid (30.0% of the last ones)",
+        "answers shrank from 36 to 14 tokens",  # 40 - 3.5 and 40 - 25.5
+    ]
 
 
 def test_all_three_sets_of_prompts_are_read_and_checked(folder: Path, tmp_path: Path) -> None:
