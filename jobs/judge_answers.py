@@ -9,23 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs import vlguard_answers
+from jobs import guard_answers, vlguard_answers
 from rlhf.errors import SafeVLError
 from rlhf.evaluation import prism
 from rlhf.evaluation.privacy_judges import PrivacyJudgeConfig, build_privacy_judge, opinions_on
 from rlhf.ledger import write_whole
 
+_OTHERS = {"vlguard": vlguard_answers.main, "guard": guard_answers.main}
+
 
 def main(arguments: Sequence[str]) -> None:
     """Judge one file of answers and write the numbers. Exit code 1 for an unusable file."""
     first = argparse.ArgumentParser(prog="jobs/evaluate.py judge", description=__doc__, add_help=False)
-    first.add_argument("--benchmark", choices=("prism", "vlguard"), help="whose rules and numbers")
+    first.add_argument("--benchmark", choices=("prism", *_OTHERS), help="whose rules and numbers")
     known, rest = first.parse_known_args(arguments)
-    if known.benchmark == "vlguard":
-        vlguard_answers.main(rest)
+    if known.benchmark in _OTHERS:
+        _OTHERS[known.benchmark](rest)
         return
     parser = argparse.ArgumentParser(prog="jobs/evaluate.py judge", description=__doc__)
-    parser.add_argument("--benchmark", choices=("prism", "vlguard"), required=True, help="vlguard: other options")
+    parser.add_argument(
+        "--benchmark", choices=("prism", *_OTHERS), required=True, help="the others have options of their own"
+    )
     parser.add_argument("--answers", type=Path, required=True, help="JSON lines: question_id, prompt, text, ...")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the numbers")
     parser.add_argument("--base-url", help="judge by a model at this OpenAI-compatible endpoint, not by rules")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.benchmark import listed
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.vlguard import read_vlguard
 from rlhf.errors import DataError, SafeVLError
@@ -33,7 +34,7 @@ def judge(
         raise DataError(f"no row of the subset {subset}", source=str(meta))
     matched = read_answers(answers, subset, questions)
     if (matched.missing or matched.extra) and not partial:
-        lists = f"{_listed('missing', matched.missing)}\n{_listed('extra', matched.extra)}"
+        lists = f"{listed('missing', matched.missing)}\n{listed('extra', matched.extra)}"
         remedy = f"these are not the answers to {subset} of {meta}; --partial scores what is there"
         raise DataError(f"{remedy}\n{lists}", source=str(answers))
     if not matched.questions:
@@ -69,7 +70,3 @@ def main(arguments: Sequence[str]) -> None:
         print(f"partial: {len(found['missing'])} answers are missing, {len(found['extra'])} are extra", flush=True)
     said = f"{found['asr']['overall']} % did not refuse"
     print(f"{chosen.subset}: {found['rows']} rows, {said}; numbers in {chosen.output}", flush=True)
-
-
-def _listed(name: str, values: Sequence[str]) -> str:
-    return f"  {name} ({len(values)}): {', '.join(values) or 'none'}"

@@ -76,7 +76,7 @@ def _goals(path: Path) -> list[str]:
 
 def _suffixes(path: Path, goals: int) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")  # a suffix may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read: {error}", source=str(path)) from None
     if len(lines) == 1:

@@ -6,12 +6,11 @@ about one image apart; lines can.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.rows import read_json
+from rlhf.data.rows import decoded, read_json, read_lines
 from rlhf.errors import DataError, RowError
 from rlhf.evaluation.vlguard import Matched, Question, Subset, match
 
@@ -63,14 +62,8 @@ def _object(path: Path) -> dict[str, str]:
 
 
 def _lines(path: Path, subset: Subset) -> dict[tuple[str, str | None], str]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # an answer may hold U+2028
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}", source=str(path)) from None
     found: dict[tuple[str, str | None], str] = {}
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
             row = _line(line)
         except (ValueError, RowError) as error:
@@ -85,7 +78,7 @@ def _lines(path: Path, subset: Subset) -> dict[tuple[str, str | None], str]:
 
 
 def _line(line: str) -> dict[str, Any]:
-    row = json.loads(line)
+    row = decoded(line)
     if not isinstance(row, dict):
         raise RowError(f"expected an object, found {type(row).__name__}")
     for key, needed in (("id", True), ("response", True), ("subset", False), ("question", False)):

@@ -39,7 +39,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "safe_world": TinyWorldConfig,
     "guard_world": TinyWorldConfig,
     "guard_data": GuardDataConfig,
-    **dict.fromkeys(("guard_evaluate", "guard_answers"), GuardConfig),
+    **dict.fromkeys(("guard_evaluate", "guard_answers", "guard_baseline"), GuardConfig),
     "guard_reward_proof": GuardProofConfig,
     "annotate_images": AnnotateConfig,
     "moderate_images": ModerateConfig,

@@ -168,6 +168,8 @@ def test_one_suffix_per_goal_or_one_for_all(tmp_path: Path) -> None:
     items = read_advbench(advbench(tmp_path, ["a", "", "c"], "x\ny\nz"), rejected)
     assert [item.prompt.question for item in items] == ["a", "c", "a x", "c z"]
     assert [error.row for error in rejected.errors] == [1, 1]
+    odd = read_advbench(advbench(tmp_path, ["a", "b"], "x\u2028y\x0b!\nz\n"), rejected)
+    assert [item.prompt.question for item in odd[2:]] == ["a x\u2028y\x0b!", "b z"]
     with pytest.raises(DataError, match="2 suffixes for 3 goals"):
         read_advbench(advbench(tmp_path, ["a", "b", "c"], "x\ny"), rejected)
     with pytest.raises(ConfigError, match="needs a text file of suffixes"):
