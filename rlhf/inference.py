@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from pydantic import Field, model_validator
 
 from rlhf.batch import Prompt
@@ -27,6 +26,7 @@ from rlhf.data.spa_vl import load_prompts, read_prompts
 from rlhf.data.template import IMAGE_TAG, render
 from rlhf.errors import ConfigError, DataError, ImageError, PromptTooLongError, RowError
 from rlhf.ledger import write_whole
+from rlhf.models.shards import directory_digest
 from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling
 
 ANSWERS_FILE = "answers.json"
@@ -291,12 +291,4 @@ def _sort_out(
 def fingerprint(path: str) -> str:
     """A hash of a local model's weights and settings; "" for a hub id. `path` is resolved."""
     folder = Path(path)
-    if not folder.is_dir():
-        return ""
-    state = xxhash.xxh3_128()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        state.update(file.name.encode())
-        with file.open("rb") as content:
-            while chunk := content.read(2**22):
-                state.update(chunk)
-    return state.hexdigest()
+    return directory_digest(folder) if folder.is_dir() else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import xxhash
 from torch import Tensor
 
 from rlhf.errors import CheckpointError
@@ -16,6 +17,7 @@ from rlhf.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 _INDICES = (INDEX, "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+_DECISIVE = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # weights, settings, tokenizer, template
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -32,6 +34,17 @@ def shard_files(folder: Path) -> list[Path]:
         if (folder / single).exists():
             return [folder / single]
     raise CheckpointError(f"{folder} holds neither safetensors nor pytorch_model.bin weights")
+
+
+def directory_digest(folder: Path) -> str:
+    """A hash of the files of a model or adapter directory that decide what it computes, in either format of weights."""
+    state = xxhash.xxh3_128()
+    for file in sorted(file for file in folder.iterdir() if file.suffix in _DECISIVE):
+        state.update(file.name.encode())
+        with file.open("rb") as content:
+            while chunk := content.read(2**22):
+                state.update(chunk)
+    return state.hexdigest()
 
 
 def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
