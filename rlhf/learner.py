@@ -77,9 +77,9 @@ def partition_while_loading(config: dict[str, Any]) -> object | None:
 
 
 @contextmanager
-def whole_for_writing(parameter: nn.Parameter | None) -> Iterator[nn.Parameter | None]:
+def whole_for_writing(parameter: nn.Parameter) -> Iterator[nn.Parameter]:
     """The parameter, gathered if ZeRO-3 has partitioned it; what rank 0 writes is what all ranks keep."""
-    if parameter is None or not hasattr(parameter, "ds_id"):
+    if not hasattr(parameter, "ds_id"):
         yield parameter
         return
     import deepspeed

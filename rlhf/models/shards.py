@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,14 +15,14 @@ from torch import Tensor
 from rlhf.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
-_INDICES = (INDEX, "pytorch_model.bin.index.json")
+INDICES = (INDEX, "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _DECISIVE = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # weights, settings, tokenizer, template
 
 
 def shard_files(folder: Path) -> list[Path]:
     """The weight files of a transformers directory, safetensors preferred. Raises CheckpointError if one is missing."""
-    for index, single in zip(_INDICES, _SINGLE, strict=True):
+    for index, single in zip(INDICES, _SINGLE, strict=True):
         if (folder / index).exists():
             try:
                 names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
@@ -47,25 +47,25 @@ def directory_digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its name, shard after shard. `.bin` files are read as data only, never as code."""
+def read_tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor whose name is wanted, shard after shard. `.bin` files are read as data only, never as code."""
     for path in shard_files(folder):
         try:
             if path.suffix == ".safetensors":
-                yield from _safetensors(path)
+                yield from _safetensors(path, wanted)
             else:
-                yield from _pickled(path)
+                yield from ((name, tensor) for name, tensor in _pickled(path) if wanted(name))
         except CheckpointError:
             raise
         except Exception as error:  # both libraries raise many kinds for a damaged file
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _safetensors(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (no mapping)
+        for name in filter(wanted, file.keys()):
             yield name, file.get_tensor(name)
 
 
