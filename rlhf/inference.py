@@ -27,7 +27,7 @@ from rlhf.data.template import IMAGE_TAG, render
 from rlhf.errors import ConfigError, DataError, ImageError, PromptTooLongError, RowError
 from rlhf.ledger import write_whole
 from rlhf.models.shards import directory_digest
-from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling
+from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling, ignored_by_engines
 
 ANSWERS_FILE = "answers.json"
 _KINDS = {kind.__name__: kind for kind in (DataError, RowError, ImageError, PromptTooLongError)}
@@ -85,7 +85,7 @@ def misfits(
 ) -> list[str]:
     """What does not fit together in a configuration that answers prompts; `keys` are its names of two sections."""
     asking, working = keys
-    problems = []
+    problems = ignored_by_engines(model)
     context = min(rollout.max_length, model.max_length)
     if sampling.max_new_tokens >= context:
         problems.append(

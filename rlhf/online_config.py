@@ -19,7 +19,7 @@ from rlhf.config import (
 )
 from rlhf.constraints import ConstraintConfig
 from rlhf.rewards import RewardConfig
-from rlhf.rollout.base import RolloutConfig, Sampling
+from rlhf.rollout.base import RolloutConfig, Sampling, ignored_by_engines
 from rlhf.selection import SelectionConfig
 
 
@@ -135,8 +135,7 @@ class OnlineConfig(Config):
         known = {one.name for one in getattr(self.reward, "costs", ())}
         if unknown := [one.name for one in self.constraints if one.name not in known]:
             problems.append(f"constraints: {', '.join(unknown)} is no cost of the reward (reward.costs of a mixture)")
-        if self.model.quantise != "none":
-            problems.append("model.quantise: the engine answers with whole weights, so the policy must learn on them")
+        problems += ignored_by_engines(self.model)  # and the policy must be what answers
         if problems:
             raise ValueError("; ".join(problems))
         return self
