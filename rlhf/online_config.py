@@ -21,7 +21,7 @@ from rlhf.config import (
 from rlhf.constraints import ConstraintConfig
 from rlhf.rewards import RewardConfig
 from rlhf.rewards.mixture import MixtureRewardConfig
-from rlhf.rollout.base import RolloutConfig, Sampling
+from rlhf.rollout.base import RolloutConfig, Sampling, ignored_by_engines
 from rlhf.selection import SelectionConfig
 
 
@@ -135,8 +135,7 @@ class OnlineConfig(Config):
                 problems.append(f"{name}.trainable.vision_tower: the vision tower is frozen in online training")
         if self.sampling.temperature == 0 or self.sampling.top_p != 1 or self.sampling.top_k != 0:
             problems.append("sampling: the ratio of probabilities needs temperature > 0, top_p = 1 and top_k = 0")
-        if self.model.quantise != "none":
-            problems.append("model.quantise: the engine answers with whole weights, so the policy must learn on them")
+        problems += ignored_by_engines(self.model)  # and the policy must be what answers
         if problems:
             raise ValueError("; ".join(problems))
         return self

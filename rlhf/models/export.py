@@ -41,8 +41,9 @@ def _write(learner: Learner, backbone: VisionLanguage, folder: Path) -> None:
         if backbone.lora is not None:
             projector = backbone.vlm.model.multi_modal_projector.linear_1.weight.requires_grad
             base = resolve(backbone.processor.config.path)
+            state = _unquantised(backbone, state)
             save_adapter(state, backbone.lora, base, projector, folder / ADAPTER_FOLDER)
-            state = merged(_unquantised(backbone, state), backbone.lora.scale)
+            state = merged(state, backbone.lora.scale)
         save_pretrained(backbone.vlm.config, backbone.vlm.generation_config, state, folder)
         backbone.processor.save(folder)
     dist.barrier()

@@ -18,7 +18,7 @@ from rlhf.guard.prompt import GuardRequest, require_room
 from rlhf.guard.verdict import Verdict
 from rlhf.roles import Rollout
 from rlhf.rollout import build_engine
-from rlhf.rollout.base import RolloutConfig
+from rlhf.rollout.base import RolloutConfig, ignored_by_engines
 
 ANSWER_PART, IMAGE_PART = "guard_answer", "guard_image"
 """What the verdicts are called among a score's parts."""
@@ -53,6 +53,8 @@ class GuardRewardConfig(Config):
         problems = []
         if (self.model is None) == (self.endpoint is None):
             problems.append("reward: kind guard needs either model or endpoint")
+        if self.model is not None:
+            problems += ignored_by_engines(self.model, "reward.model")
         if self.model is not None and self.rollout.engine == "transformers" and self.decoding.constrained:
             problems.append("reward.decoding.constrained: the transformers engine cannot; set it to false or use vllm")
         if not self.invalid <= self.unsafe <= self.safe:
