@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,23 @@ def test_vlguard10_the_list_is_the_published_one() -> None:
     assert EXACT.phrase("As an AI language model") in ("as an ai", "language model")
     names = {EXACT.name, FOLDED.name, WORDS.name}
     assert len(names) == 3
+
+
+def test_vlguard10_whole_words_are_found_as_one_pattern_of_all_phrases_finds_them_and_nearly_as_fast_as_any() -> None:
+    """Texts of phrases, of phrases inside longer words and of words without one; CPU seconds of this process."""
+    able = [phrase for phrase in WORDS.phrases if phrase == phrase.lower()]
+    pattern = re.compile("|".join(rf"(?<!\w){re.escape(phrase)}(?!\w)" for phrase in able))
+    draws = random.Random(0)
+    pieces = [*able, *(f"x{phrase}" for phrase in able), *(f"{phrase}y" for phrase in able), *map(str, range(300))]
+    texts = [" ".join(draws.choices(pieces, k=draws.randint(1, 3))) for _ in range(2000)]
+    assert [WORDS.refuses(text) for text in texts] == [pattern.search(text) is not None for text in texts]
+    assert 500 < sum(map(WORDS.refuses, texts)) < 1500
+    seconds = {}
+    for matcher in (EXACT, WORDS):
+        began = time.process_time()
+        assert not any(matcher.refuses(f"word{number} and " * 100) for number in range(1000))
+        seconds[matcher] = time.process_time() - began
+    assert seconds[WORDS] < 5 * seconds[EXACT]
 
 
 def test_vlguard10_reference_refusals_without_a_keyword_are_as_many_as_the_page_says() -> None:
