@@ -18,6 +18,7 @@ from rlhf.config import ModelConfig
 from rlhf.data.llava_format import read_examples
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
+from rlhf.data.vlguard import CATEGORIES as CATEGORY_NAMES
 from rlhf.data.vlguard import GuardRow, describe_rows, read_vlguard
 from rlhf.data.vlguard_llava import convert
 from rlhf.errors import DataError, RowError
@@ -59,7 +60,11 @@ def test_vlguard01_both_shapes_whatever_the_order_of_keys(tmp_path: Path) -> Non
         (unsafe_row("a", id=7), "'id' must be a string that is not empty, found 7"),
         (unsafe_row("a", image=""), "'image' must be a string"),
         (unsafe_row("a", image="../b.png"), "must stay below the image folder"),
-        (unsafe_row("a", harmful_category="Privacy"), "'harmful_category' must be a lower-case string"),
+        (unsafe_row("a", harmful_category="Privacy"), "'harmful_category' is 'Privacy'; there are privacy, risky"),
+        (unsafe_row("a", "cooking", "soup"), "'harmful_category' is 'cooking'; there are privacy, risky behavior, decep"),
+        (unsafe_row("a", "privacy", "race"), "'harmful_subcategory' is 'race'; of 'privacy' there are personal data"),
+        (unsafe_row("a", harmful_subcategory=["race"]), r"'harmful_subcategory' is \['race'\]"),
+        (unsafe_row("a", harmful_category=["privacy"]), r"'harmful_category' is \['privacy'\]"),
         (unsafe_row("a", **{"instr-resp": []}), "must be a list of 1 object"),
         (unsafe_row("a", **{"instr-resp": safe_row("b")["instr-resp"]}), "must be a list of 1 object"),
         (unsafe_row("a", **{"instr-resp": ["x"]}), "entry 0 of 'instr-resp' must be an object"),
@@ -77,6 +82,10 @@ def test_vlguard01_every_other_shape_is_refused_by_row(tmp_path: Path, row: Any,
     assert (error.source, error.row) == (str(tmp_path / "meta.json"), 1)
     with pytest.raises(RowError, match=reason):
         raise error
+
+
+def test_vlguard01_the_categories_are_those_of_the_page() -> None:
+    assert {(one, other) for one, others in CATEGORY_NAMES.items() for other in others} == set(CATEGORIES)
 
 
 def test_vlguard01_an_empty_answer_is_allowed_and_a_map_is_no_list(tmp_path: Path) -> None:
