@@ -20,6 +20,9 @@ from rlhf.errors import ConfigError
 from rlhf.ledger import write_whole
 
 
+_SHOWN = 3  # of the new ids; the manifest has all of them
+
+
 class MixConfig(Config):
     """Which rows, and how many."""
 
@@ -63,8 +66,9 @@ def run(config: MixConfig) -> dict[str, Any]:
     write_whole(output.with_suffix(".manifest.json"), json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     share = f"{100 * made.safety_share:.2f} % of {made.helpful + made.safety} rows"
     print(f"{output}: {made.helpful} helpful and {made.safety} safety rows ({share})", flush=True)
-    for new, old in made.renamed.items():
-        print(f"  id {old} was taken: {new}", flush=True)
+    if made.renamed:
+        some = ", ".join(list(made.renamed)[:_SHOWN])
+        print(f"  {len(made.renamed)} rows have a new id, because theirs was taken, such as {some}", flush=True)
     return manifest
 
 
