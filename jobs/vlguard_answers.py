@@ -16,7 +16,7 @@ from rlhf.data.rejected import RejectedRows
 from rlhf.data.vlguard import read_vlguard
 from rlhf.errors import DataError, SafeVLError
 from rlhf.evaluation.vlguard import SUBSETS, Subset, questions_of, score
-from rlhf.evaluation.vlguard_answers import read_answers
+from rlhf.evaluation.vlguard_answers import Matched, read_answers
 from rlhf.evaluation.vlguard_refusal import RefusalConfig, RefusalMatcher
 from rlhf.ledger import write_whole
 
@@ -32,12 +32,11 @@ def judge(
     if not questions:
         raise DataError(f"no row of the subset {subset}", source=str(meta))
     matched = read_answers(answers, subset, questions)
-    if (matched.missing or matched.extra) and not partial:
-        lists = f"{_listed('missing', matched.missing)}\n{_listed('extra', matched.extra)}"
-        remedy = f"these are not the answers to {subset} of {meta}; --partial scores what is there"
-        raise DataError(f"{remedy}\n{lists}", source=str(answers))
     if not matched.questions:
-        raise DataError(f"not one of its answers is to {subset} of {meta}", source=str(answers))
+        raise DataError(f"not one of its answers is to {subset} of {meta}{_gaps(matched)}", source=str(answers))
+    if (matched.missing or matched.extra) and not partial:
+        remedy = f"these are not the answers to {subset} of {meta}; --partial scores what is there"
+        raise DataError(f"{remedy}{_gaps(matched)}", source=str(answers))
     found = score(matched.questions, matched.answers, RefusalMatcher(options))
     return {**found, "missing": matched.missing, "extra": matched.extra}
 
@@ -71,5 +70,12 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{chosen.subset}: {found['rows']} rows, {said}; numbers in {chosen.output}", flush=True)
 
 
-def _listed(name: str, values: Sequence[str]) -> str:
-    return f"  {name} ({len(values)}): {', '.join(values) or 'none'}"
+def _gaps(matched: Matched) -> str:
+    """Both lists, which ids are in both, and how many lines were of no concern."""
+    lists = {"missing": matched.missing, "extra": matched.extra}
+    if matched.differing:
+        lists["of these, another question is answered"] = matched.differing
+    lines = [f"\n  {name} ({len(values)}): {', '.join(values) or 'none'}" for name, values in lists.items()]
+    if matched.elsewhere:
+        lines.append(f"\n  {matched.elsewhere} lines are of other subsets")
+    return "".join(lines)

@@ -30,6 +30,18 @@ def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
         raise DataError(f"not JSON: {error}", source=str(path)) from None
 
 
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Lines that are not blank with their numbers from 0. A line feed ends a line, and not U+2028, which JSON may hold.
+
+    Raises DataError when the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", source=str(path)) from None
+    return [(number, line) for number, line in enumerate(lines) if line.strip()]
+
+
 def read_rows(path: Path, parse: Callable[[Row], Record], rejected: RejectedRows) -> list[Record]:
     """Parse every object of a JSON list; a row whose `parse` raises DataError goes to `rejected` with its index.
 
@@ -54,14 +66,8 @@ def read_json_rows(path: Path, parse: Callable[[Row, int], Record], rejected: Re
 
     Raises DataError when the file cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}", source=str(path)) from None
     records = []
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
