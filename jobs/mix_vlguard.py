@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from jobs.command_line import main
+from jobs.command_line import claim_output, main
 from rlhf.config import Config, resolve
 from rlhf.data.prepared import file_hash
 from rlhf.data.vlguard_mix import Source, mix, read_safety
@@ -54,6 +54,7 @@ def run(config: MixConfig) -> dict[str, Any]:
     """Write the mixture and its manifest; returns the manifest."""
     output, safety = Path(resolve(config.output)), Path(resolve(config.safety))
     helpful = Path(resolve(config.helpful)) if config.helpful else None
+    claim_output(output, *(path for path in (safety, helpful) if path is not None))
     rows = read_safety(safety, config.safety_rows, config.hold_out, config.seed)
     made = mix(output, rows, helpful, config.helpful_format, config.helpful_rows, config.seed)
     manifest = {
