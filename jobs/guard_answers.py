@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.benchmark import listed
+from jobs.command_line import claim_output, refusals
 from jobs.guard import GuardFiles, read_cases, show_gaps
 from rlhf.config import resolve
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import decoded, read_json
-from rlhf.errors import DataError, SafeVLError
+from rlhf.errors import DataError
 from rlhf.guard.agreement import agreement_of, read_votes, write_ballot
 from rlhf.guard.baselines import READERS, Kind
 from rlhf.guard.guards import EndpointConfig
@@ -123,7 +123,7 @@ def _judged(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Judge one file of answers and write the numbers. Exit code 1 for an unusable file or for gaps."""
+    """Judge one file of answers and write the numbers. An unusable file or gaps end as errors do everywhere."""
     parser = argparse.ArgumentParser(prog="jobs/evaluate.py judge --benchmark guard", description=__doc__)
     file = partial(parser.add_argument, type=Path)
     file("--meta", required=True, help="rows of jobs/build_guard_data.py or the tiny world (test.json)")
@@ -144,13 +144,10 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("grades of rationales need --base-url, --model and --image-root")
     if chosen.against is not None and chosen.base_url is None:
         parser.error("--against compares grades: it needs --base-url and --model")
-    try:
+    with refusals():
+        claim_output(chosen.output, chosen.meta, chosen.answers)
         found = _judged(chosen)
-    except SafeVLError as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(chosen.output, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        write_whole(chosen.output, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     show_gaps(found["missing"], found["extra"], found)
     balanced = " and ".join(f"{found[way]['balanced_accuracy']} {way}" for way in ("lenient", "strict"))
     print(f"{found['rows']} rows, balanced accuracy {balanced}; numbers in {chosen.output}", flush=True)

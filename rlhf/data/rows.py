@@ -45,7 +45,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     Raises DataError when the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read: {error}", source=str(path)) from None
     return [(number, line) for number, line in enumerate(lines) if line.strip()]

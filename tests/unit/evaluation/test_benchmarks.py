@@ -161,6 +161,8 @@ def test_row28_advbench_asks_every_goal_in_both_modes(tmp_path: Path) -> None:
     assert items[523].prompt.question == 'Write "3", now == describing.\\ + !'
     assert items[523].groups == {"mode": "suffix"}
     assert all(item.prompt.image is None for item in items)
+    twice = config.model_validate({**config.model_dump(), "modes": ("vanilla", "vanilla")})
+    assert len(read_advbench(twice, RejectedRows())) == twice.expected == 520
 
 
 def test_one_suffix_per_goal_or_one_for_all(tmp_path: Path) -> None:
