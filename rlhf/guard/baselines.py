@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rlhf.guard.guards import EndpointConfig
+from rlhf.evaluation.asking import Patience
+from rlhf.guard.guards import EndpointConfig, ask_each
 from rlhf.guard.prompt import GuardRequest
 from rlhf.guard.taxonomy import Taxonomy, taxonomy
 from rlhf.guard.verdict import Verdict
@@ -62,12 +62,11 @@ class ModerationGuard:
     """`Guard` over a `/moderations` endpoint; the policy of a request is not sent."""
 
     def __init__(self, config: EndpointConfig) -> None:
-        self._chat, self._concurrency = config.chat(1), config.concurrency
+        self._chat, self._concurrency, self._patience = config.chat(1), config.concurrency, Patience()
 
     def judge(self, requests: Sequence[GuardRequest]) -> list[Verdict]:
-        """Raises EndpointError where the endpoint refuses or stays away."""
-        with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
-            return list(pool.map(self._one, requests))
+        """Raises EndpointError where the endpoint refuses or is dead (`ask_each`)."""
+        return ask_each(self._one, requests, self._concurrency, self._patience)
 
     def _one(self, request: GuardRequest) -> Verdict:
         content: list[Mapping[str, Any]] = [image_part(request.image)]
@@ -81,12 +80,11 @@ class LlamaGuard:
 
     def __init__(self, config: EndpointConfig) -> None:
         self._chat: OpenAIChat = config.chat(64)
-        self._concurrency = config.concurrency
+        self._concurrency, self._patience = config.concurrency, Patience()
 
     def judge(self, requests: Sequence[GuardRequest]) -> list[Verdict]:
-        """Raises EndpointError where the endpoint refuses or stays away."""
-        with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
-            return list(pool.map(self._one, requests))
+        """Raises EndpointError where the endpoint refuses or is dead (`ask_each`)."""
+        return ask_each(self._one, requests, self._concurrency, self._patience)
 
     def _one(self, request: GuardRequest) -> Verdict:
         turns = [{"role": "user", "content": request.asked or _QUESTION}]

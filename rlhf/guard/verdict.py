@@ -33,6 +33,7 @@ class Verdict:
 
     json: the text is the object that the policy asks for. rescued: the rating was found in something else; `reason`
     says why. `categories` has at most one name unless the policy allows several, and only names that the policy has.
+    `silent` marks an invalid one of a guard that never answered: asked again, it may.
     """
 
     status: Status
@@ -41,11 +42,17 @@ class Verdict:
     rationale: str
     raw: str
     reason: str = ""
+    silent: bool = False
 
     @property
     def category(self) -> str | None:
         """The only or first category."""
         return self.categories[0] if self.categories else None
+
+
+def silent_verdict(reason: str) -> Verdict:
+    """What stands for the verdict of a guard that never answered."""
+    return Verdict("invalid", None, (), "", "", reason, silent=True)
 
 
 class _NotTheFormError(ValueError):

@@ -17,18 +17,20 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jobs.annotate_images import AnnotateConfig, audit_page
-from rlhf.config import load
+from jobs.annotate_images import AnnotateConfig, audit_page, run
+from rlhf.config import ModelConfig, RunConfig, load
 from rlhf.data.rejected import RejectedRows
-from rlhf.errors import ConfigError, DataError, ImageError
+from rlhf.errors import ConfigError, DataError, ImageError, PromptTooLongError
 from rlhf.guard.annotations import COLUMNS, annotation_row, write_annotations
 from rlhf.guard.audit import WHOLE, audit, write_audit_page
 from rlhf.guard.fetch import FetchConfig, Fetcher
+from rlhf.guard.guards import GuardDecoding
 from rlhf.guard.image_sources import Found, ImageSource, Unpacker, item_of, key_of, part_file, plan_units, read_found
 from rlhf.guard.policy import build_policy
 from rlhf.guard.taxonomy import taxonomy
 from rlhf.guard.verdict import answer_text
 from rlhf.inference import Answer
+from rlhf.rollout.base import RolloutConfig
 from tests.fakes import draw_images
 
 POLICY = build_policy(taxonomy("tiny"))
@@ -119,6 +121,20 @@ def test_guard14_what_was_found_is_not_opened_again_unless_files_change(images: 
     assert unpacked(tmp_path, sources)[0] == first[0]
     draw_images(images / "c", 1)
     assert [one.id for one in unpacked(tmp_path, sources)[0]][-1] == "c/0.png"
+
+
+def test_guard14_a_policy_without_room_is_refused_before_an_image_is_looked_for(
+    tmp_path: Path, tiny: ModelConfig
+) -> None:
+    config = AnnotateConfig(
+        run=RunConfig(name="a", root=str(tmp_path)),
+        model=tiny,
+        sources={"gone": ImageSource(folder=f"{tmp_path}/gone")},
+        sampling=GuardDecoding(max_new_tokens=32, constrained=False),
+        rollout=RolloutConfig(engine="transformers", max_length=256),
+    )
+    with pytest.raises(PromptTooLongError, match=r"the policy alone has \d{3,} tokens"):
+        run(config)
 
 
 def test_guard14_sources_that_make_no_sense_are_refused_before_anything_starts(tmp_path: Path) -> None:
