@@ -20,6 +20,7 @@ from rlhf.data.rejected import RejectedRows
 from rlhf.errors import ConfigError, DataError
 from rlhf.guard.dataset import MANIFEST, Built, build_samples, replaced, version, without_rationales, write_dataset
 from rlhf.guard.labels import read_annotations
+from rlhf.guard.policy import build_policy
 from rlhf.guard.rationales import RationaleConfig, finish, pending, with_rationales
 from rlhf.guard.splits import QuotaConfig
 from rlhf.guard.taxonomy import Taxonomy, packaged, taxonomy
@@ -88,13 +89,13 @@ def _explained(config: GuardDataConfig, built: Built, chosen: Taxonomy, root: Pa
     if config.rationales is None or not without_rationales(built, ("rationale",)):
         return replaced(built, [finish(one, one.rationale, chosen) for one in built.samples]), Counter()
     ledger_folder = Path(resolve(config.work)) / "rationales"
-    with (
-        Ledger(ledger_folder, config.rationales.made_by | {"taxonomy": chosen.name}) as ledger,
-        Progress("rationales", pending(built.samples, ledger)) as progress,
-    ):
-        samples, failed = with_rationales(
-            built.samples, chosen, root, config.rationales, ledger, lambda done: progress.advance(done, {})
-        )
+    made_by = config.rationales.made_by | {"policy": build_policy(chosen).sha256}
+    with Ledger(ledger_folder, made_by) as ledger:
+        kept = len(ledger.entries)
+        with Progress("rationales", kept + pending(built.samples, ledger), kept) as progress:
+            samples, failed = with_rationales(
+                built.samples, chosen, root, config.rationales, ledger, lambda done: progress.advance(done, {})
+            )
     lost = len(built.samples) - len(samples)
     if lost > config.max_rejected_share * len(built.samples):
         raise DataError(
