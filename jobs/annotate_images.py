@@ -103,7 +103,7 @@ def _run(config: AnnotateConfig, folder: Path, target: Path) -> None:
     count = write_annotations(target, rows)
     facts = {
         "model": f"{config.model.path} ({model_hash})",
-        "policy": f"{policy.name} (SHA-256 {policy.sha256})",
+        "policy": policy.words,
         "decoding": config.sampling.words,
         "engine": f"{config.rollout.engine} {config.rollout.dtype}",
         "broken images": f"{rejected.count} of {totals.total()}: see rejected.jsonl",

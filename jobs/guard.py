@@ -13,18 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from jobs.benchmark import about, run_benchmark, write_evaluation
 from rlhf.config import Config, resolve
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import read_json
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError, DataError
 from rlhf.guard.asking import GuardGenerationConfig, batch_prompt, held_to, require_room_for
 from rlhf.guard.metrics import Truth, align, evaluate, read_truths
-from rlhf.guard.policy import KEYS
+from rlhf.guard.policy import KEYS, build_policy
+from rlhf.guard.policy_config import mistakes
 from rlhf.guard.predictions import asked_again, prediction_line, read_requests, write_predictions
 from rlhf.guard.prompt import GuardRequest
 from rlhf.guard.report import write_guard_report
-from rlhf.guard.taxonomy import taxonomy
+from rlhf.guard.taxonomy import taxonomy, taxonomy_file
 from rlhf.guard.verdict import Verdict, parse_verdict
 from rlhf.inference import Answer, fingerprint
 from rlhf.ledger import write_whole
@@ -44,6 +47,13 @@ class GuardFiles(Config):
     """What the rows were made with: a packaged one (default, eu, tiny, tiny_answers) or a YAML file ("./mine.yaml")."""
     keys: tuple[str, ...] = KEYS
     """Keys of an answer, as in the rows."""
+
+    @model_validator(mode="after")
+    def _policy_can_be_built(self) -> GuardFiles:
+        file = taxonomy_file(resolve(self.taxonomy))
+        if problems := mistakes("guard", lambda: build_policy(taxonomy(str(file)), keys=self.keys), [file]):
+            raise ConfigError(problems)
+        return self
 
 
 class GuardConfig(GuardGenerationConfig):

@@ -129,6 +129,7 @@ def _run(config: ModerateConfig, folder: Path, target: Path) -> None:
         "decoding": config.guard.sampling.words,
         "policy": policy.name,
         "policy_sha256": policy.sha256,
+        "policy_file_sha256": dict(policy.file_hashes),
         "tries": config.tries,
         "rejected": rejected.count,
         **statistics(decisions),
