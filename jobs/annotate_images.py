@@ -89,6 +89,7 @@ def _run(config: AnnotateConfig, folder: Path, target: Path) -> None:
     rejected = RejectedRows(folder / "rejected.jsonl")
     policy = config.policy.build()
     processor = Processor.load(config.model)  # a missing model is refused before anything starts
+    require_room_for(config, [GuardRequest(policy.name, "", policy)], processor, with_image=False)
     found, totals = unpack(config, folder, rejected)
     if not found:
         rejected.check(rejected.count, config.max_rejected_share)
@@ -102,7 +103,7 @@ def _run(config: AnnotateConfig, folder: Path, target: Path) -> None:
     count = write_annotations(target, rows)
     facts = {
         "model": f"{config.model.path} ({model_hash})",
-        "policy": f"{policy.name} (SHA-256 {policy.sha256})",
+        "policy": policy.words,
         "decoding": config.sampling.words,
         "engine": f"{config.rollout.engine} {config.rollout.dtype}",
         "broken images": f"{rejected.count} of {totals.total()}: see rejected.jsonl",

@@ -20,9 +20,10 @@ from rlhf.data.rejected import RejectedRows
 from rlhf.errors import ConfigError, DataError
 from rlhf.guard.dataset import MANIFEST, Built, build_samples, replaced, version, without_rationales, write_dataset
 from rlhf.guard.labels import read_annotations
+from rlhf.guard.policy import build_policy
 from rlhf.guard.rationales import RationaleConfig, finish, pending, with_rationales
 from rlhf.guard.splits import QuotaConfig
-from rlhf.guard.taxonomy import Taxonomy, packaged, taxonomy
+from rlhf.guard.taxonomy import Taxonomy, taxonomy, taxonomy_file
 from rlhf.ledger import Ledger
 from rlhf.metrics import Progress
 
@@ -59,18 +60,21 @@ def run(config: GuardDataConfig) -> dict[str, Any]:
     folder, source = Path(resolve(config.folder)), Path(resolve(config.annotations))
     if not source.is_file():
         raise ConfigError([f"annotations: no such file {source}; mend the path"])
+    chosen = taxonomy(resolve(config.taxonomy))
     identity = _identity(config, source)
     manifest = _finished(folder, identity)
     if manifest is None:
-        manifest = _build(config, folder, source, identity)
+        manifest = _build(config, folder, source, chosen, identity)
     for split, counts in manifest["splits"].items():
         print(f"{split}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
     print(f"left out: {manifest['dropped'] or 'nothing'}; the data set is in {folder}", flush=True)
     return manifest
 
 
-def _build(config: GuardDataConfig, folder: Path, source: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    chosen, made, root = taxonomy(resolve(config.taxonomy)), version(config.version), Path(resolve(config.image_root))
+def _build(
+    config: GuardDataConfig, folder: Path, source: Path, chosen: Taxonomy, identity: dict[str, Any]
+) -> dict[str, Any]:
+    made, root = version(config.version), Path(resolve(config.image_root))
     rejected = RejectedRows(Path(resolve(config.work)) / "rejected.jsonl")
     annotations, dropped = read_annotations(source, root, chosen, rejected, config.category_names)
     rejected.check(len(annotations) + rejected.count + dropped.total(), config.max_rejected_share)
@@ -88,13 +92,13 @@ def _explained(config: GuardDataConfig, built: Built, chosen: Taxonomy, root: Pa
     if config.rationales is None or not without_rationales(built, ("rationale",)):
         return replaced(built, [finish(one, one.rationale, chosen) for one in built.samples]), Counter()
     ledger_folder = Path(resolve(config.work)) / "rationales"
-    with (
-        Ledger(ledger_folder, config.rationales.made_by | {"taxonomy": chosen.name}) as ledger,
-        Progress("rationales", pending(built.samples, ledger)) as progress,
-    ):
-        samples, failed = with_rationales(
-            built.samples, chosen, root, config.rationales, ledger, lambda done: progress.advance(done, {})
-        )
+    made_by = config.rationales.made_by | {"policy": build_policy(chosen).sha256}
+    with Ledger(ledger_folder, made_by) as ledger:
+        kept = len(ledger.entries)
+        with Progress("rationales", kept + pending(built.samples, ledger), kept) as progress:
+            samples, failed = with_rationales(
+                built.samples, chosen, root, config.rationales, ledger, lambda done: progress.advance(done, {})
+            )
     lost = len(built.samples) - len(samples)
     if lost > config.max_rejected_share * len(built.samples):
         raise DataError(
@@ -106,11 +110,9 @@ def _explained(config: GuardDataConfig, built: Built, chosen: Taxonomy, root: Pa
 
 
 def _identity(config: GuardDataConfig, source: Path) -> dict[str, Any]:
-    path = resolve(config.taxonomy)
-    taxonomy_file = Path(path) if path.endswith((".yaml", ".yml")) else packaged(path)
     return {
         "annotations": file_hash(source),
-        "taxonomy": file_hash(taxonomy_file) if taxonomy_file.is_file() else path,
+        "taxonomy": file_hash(taxonomy_file(resolve(config.taxonomy))),
         "category_names": config.category_names,
         "version": config.version,
         "quotas": config.quotas.model_dump(),

@@ -22,17 +22,18 @@ from rlhf.data.images import load_image
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import read_json
 from rlhf.errors import ConfigError, DataError
-from rlhf.evaluation.asking import ask_all
+from rlhf.evaluation.asking import Patience, ask_all
 from rlhf.guard.asking import GuardGenerationConfig, batch_prompt, held_to, require_room_for
 from rlhf.guard.baselines import GUARDS, READERS, BaselineConfig
-from rlhf.guard.guards import Guard
+from rlhf.guard.guards import EndpointGuard
 from rlhf.guard.metrics import Truth, align, evaluate, read_truths
-from rlhf.guard.policy import KEYS
+from rlhf.guard.policy import KEYS, build_policy
+from rlhf.guard.policy_config import mistakes
 from rlhf.guard.predictions import prediction_line, read_requests, repetitions, write_predictions
 from rlhf.guard.prompt import GuardRequest
 from rlhf.guard.report import write_guard_report
-from rlhf.guard.taxonomy import taxonomy
-from rlhf.guard.verdict import Verdict, parse_verdict
+from rlhf.guard.taxonomy import taxonomy, taxonomy_file
+from rlhf.guard.verdict import Verdict, parse_verdict, silent_verdict
 from rlhf.inference import Answer, fingerprint
 from rlhf.ledger import Ledger, write_whole
 from rlhf.metrics import Progress
@@ -54,6 +55,13 @@ class GuardFiles(Config):
     """What the rows were made with: a packaged one (default, eu, tiny, tiny_answers) or a YAML file ("./mine.yaml")."""
     keys: tuple[str, ...] = KEYS
     """Keys of an answer, as in the rows."""
+
+    @model_validator(mode="after")
+    def _policy_can_be_built(self) -> GuardFiles:
+        file = taxonomy_file(resolve(self.taxonomy))
+        if problems := mistakes("guard", lambda: build_policy(taxonomy(str(file)), keys=self.keys), [file]):
+            raise ConfigError(problems)
+        return self
 
 
 class GuardConfig(GuardGenerationConfig):
@@ -175,9 +183,9 @@ def _endpoint(config: GuardConfig, endpoint: BaselineConfig, folder: Path, rejec
         ):
             todo = {keys[one.id]: partial(_raw, guard, one) for one in usable if keys[one.id] not in ledger.entries}
             tell = partial(progress.advance, values={})
-            lost = ask_all(todo, ledger, endpoint.concurrency, tell, len(usable) - len(todo))
+            lost = ask_all(todo, ledger.add, endpoint.concurrency, Patience(settled=len(usable) - len(todo)), tell)
         verdicts = {
-            one.id: Verdict("invalid", None, (), "", "", lost[keys[one.id]])
+            one.id: silent_verdict(lost[keys[one.id]])
             if keys[one.id] in lost
             else read(ledger.entries[keys[one.id]]["raw"], one.policy, names)
             for one in usable
@@ -188,8 +196,8 @@ def _endpoint(config: GuardConfig, endpoint: BaselineConfig, folder: Path, rejec
     return ask
 
 
-def _raw(guard: Guard, request: GuardRequest) -> dict[str, str]:
-    return {"raw": guard.judge([request])[0].raw}
+def _raw(guard: EndpointGuard, request: GuardRequest) -> dict[str, str]:
+    return {"raw": guard.ask(request).raw}
 
 
 def _answers(

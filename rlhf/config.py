@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -216,25 +216,43 @@ def resolve(path: str) -> str:
 def load(schema: type[Schema], path: Path | None, overrides: Sequence[str] = ()) -> Schema:
     """Read a YAML file, apply `section.key=value` overrides (values are YAML) and validate.
 
-    Raises ConfigError with every problem at once: unknown keys (with the nearest valid one), missing keys, types.
+    Raises ConfigError with every problem at once: those of `validated`, and overrides that have no place.
     """
     problems: list[str] = []
     tree: Any = {}
     if path is not None:
-        try:
-            tree = yaml.safe_load(path.read_text()) or {}
-        except FileNotFoundError:
-            raise ConfigError([f"{path}: no such file"]) from None
-        except yaml.YAMLError as error:
-            raise ConfigError([f"{path}: not YAML: {error}"]) from None
-        if not isinstance(tree, dict):
-            raise ConfigError([f"{path}: expected a mapping of sections, found {type(tree).__name__}"])
+        tree = read_yaml(path)
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator:
             problems.append(f"override {item!r}: write it as section.key=value")
             continue
         _assign(tree, key.strip().split("."), yaml.safe_load(text), problems)
+    return validated(schema, tree, problems)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of keys and values, empty if the file is. Raises ConfigError naming a file that is none."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such file"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}: not YAML: {error}"]) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
+    if not isinstance(tree, dict | None):
+        raise ConfigError([f"{path}: expected a mapping of sections, found {type(tree).__name__}"])
+    return tree or {}
+
+
+def validated(schema: type[Schema], tree: Mapping[str, Any], known: Sequence[str] = ()) -> Schema:
+    """Keys and values as an object of the schema.
+
+    Raises ConfigError with every problem at once, those that are `known` already first: unknown keys (with the nearest
+    valid one), missing keys, types.
+    """
+    problems = list(known)
     try:
         config = schema.model_validate(tree)
     except ValidationError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ Row = dict[str, Any]
 Record = TypeVar("Record")
 
 IMAGE_TAG = "<image>"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
@@ -37,6 +39,11 @@ def decoded(text: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None
         return json.loads(text, object_pairs_hook=pairs_hook)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for every half of a character: JSON can escape one ("\\ud800"), and no file can hold it."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

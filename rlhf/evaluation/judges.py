@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from rlhf.batch import Prompt
 from rlhf.config import Config
 from rlhf.errors import ConfigError
-from rlhf.evaluation.asking import PATIENCE, ask_all
+from rlhf.evaluation.asking import PATIENCE, Patience, ask_all
 from rlhf.evaluation.safety import exact_match, is_refusal
 from rlhf.evaluation.vlguard_refusal import RefusalConfig
 from rlhf.ledger import Ledger
@@ -151,7 +151,7 @@ def judge_all(
     """
     todo = {case.key: partial(_ask, judge, case) for case in cases if case.key not in ledger.entries}
     done = len({case.key for case in cases}) - len(todo)
-    lost = ask_all(todo, ledger, concurrency, tell, done, patience)
+    lost = ask_all(todo, ledger.add, concurrency, Patience(patience, done), tell)
     return [
         Judgement("invalid", lost[case.key]) if case.key in lost else Judgement(**ledger.entries[case.key])
         for case in cases

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from rlhf.config import Config
 from rlhf.errors import EndpointError, JudgeError
-from rlhf.evaluation.asking import ask_all
+from rlhf.evaluation.asking import Patience, ask_all
 from rlhf.evaluation.statistics import wilson_interval
 from rlhf.ledger import Ledger
 from rlhf.openai_chat import OpenAIChat
@@ -145,7 +145,8 @@ def choose(
     orders = (True, False) if judge.config.swap else (True,)
     wanted = {_key(one, order): (one, order) for one in comparisons for order in orders}
     todo = {key: partial(_ask, judge, *asked) for key, asked in wanted.items() if key not in ledger.entries}
-    lost = ask_all(todo, ledger, judge.config.concurrency, tell, len(wanted) - len(todo))
+    patience = Patience(settled=len(wanted) - len(todo))
+    lost = ask_all(todo, ledger.add, judge.config.concurrency, patience, tell)
 
     def chosen(one: Comparison) -> Choice:
         keys = [_key(one, order) for order in orders]

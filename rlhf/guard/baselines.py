@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,8 @@ from typing import Any, Literal
 import yaml
 
 from rlhf.data.rows import decoded
-from rlhf.guard.guards import ChatGuard, EndpointConfig, Guard, GuardDecoding
+from rlhf.evaluation.asking import Patience
+from rlhf.guard.guards import ChatGuard, EndpointConfig, EndpointGuard, GuardDecoding, ask_each
 from rlhf.guard.policy import Policy
 from rlhf.guard.predictions import text_in
 from rlhf.guard.prompt import GuardRequest
@@ -68,14 +68,15 @@ class ModerationGuard:
     """`Guard` over a `/moderations` endpoint; the policy of a request is not sent."""
 
     def __init__(self, config: EndpointConfig, names: Taxonomy | None = None) -> None:
-        self._chat, self._concurrency, self._names = config.chat(1), config.concurrency, names
+        self._chat, self._names = config.chat(1), names
+        self._concurrency, self._patience = config.concurrency, Patience()
 
     def judge(self, requests: Sequence[GuardRequest]) -> list[Verdict]:
-        """Raises EndpointError where the endpoint refuses or stays away."""
-        with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
-            return list(pool.map(self._one, requests))
+        """Raises EndpointError where the endpoint refuses or is dead (`ask_each`)."""
+        return ask_each(self.ask, requests, self._concurrency, self._patience)
 
-    def _one(self, request: GuardRequest) -> Verdict:
+    def ask(self, request: GuardRequest) -> Verdict:
+        """The verdict on one. Raises EndpointError where the endpoint refuses or is silent, ImageError."""
         content: list[Mapping[str, Any]] = [image_part(request.image)]
         if request.said is not None:
             content.append({"type": "text", "text": request.said})
@@ -88,14 +89,15 @@ class LlamaGuard:
 
     def __init__(self, config: EndpointConfig, names: Taxonomy | None = None) -> None:
         self._chat: OpenAIChat = config.chat(64)
-        self._concurrency, self._names = config.concurrency, names
+        self._names = names
+        self._concurrency, self._patience = config.concurrency, Patience()
 
     def judge(self, requests: Sequence[GuardRequest]) -> list[Verdict]:
-        """Raises EndpointError where the endpoint refuses or stays away."""
-        with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
-            return list(pool.map(self._one, requests))
+        """Raises EndpointError where the endpoint refuses or is dead (`ask_each`)."""
+        return ask_each(self.ask, requests, self._concurrency, self._patience)
 
-    def _one(self, request: GuardRequest) -> Verdict:
+    def ask(self, request: GuardRequest) -> Verdict:
+        """The verdict on one. Raises EndpointError where the endpoint refuses or is silent, ImageError."""
         turns = [{"role": "user", "content": request.asked or _QUESTION}]
         if request.said is not None:
             turns.append({"role": "assistant", "content": request.said})
@@ -112,7 +114,7 @@ READERS: dict[Kind, Callable[[Any, Policy, Taxonomy], Verdict]] = {
 }
 """The verdict in an answer, or in the `raw` of an earlier verdict; RowError for one that is no text but should be."""
 
-GUARDS: dict[Kind, Callable[[EndpointConfig, GuardDecoding, Taxonomy], Guard]] = {
+GUARDS: dict[Kind, Callable[[EndpointConfig, GuardDecoding, Taxonomy], EndpointGuard]] = {
     "guard": lambda at, decoding, names: ChatGuard(at.chat(decoding.max_new_tokens), decoding, at.concurrency),
     "moderation": lambda at, decoding, names: ModerationGuard(at, names),
     "llama_guard": lambda at, decoding, names: LlamaGuard(at, names),

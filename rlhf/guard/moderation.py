@@ -32,6 +32,8 @@ class Try:
     image: str | None
     problem: str
     verdict: Verdict | None
+    silent: bool = False
+    """Generator or guard never answered; asked again, it may."""
 
     @property
     def allowed(self) -> bool:
@@ -148,6 +150,7 @@ def statistics(decisions: Sequence[Decision]) -> dict[str, Any]:
             "not_drawn": sum(one.image is None for one in every),
             "without_verdict": sum(one.image is not None and one.verdict is None for one in every),
             "invalid": len(verdicts) - len(read),
+            "silent": sum(one.silent for one in every),
             **share(sum(one.rating == "Unsafe" for one in read), len(read), "unsafe"),
         },
         "prompt_categories": _shares(by_prompt, "prompts", "blocked"),
@@ -156,7 +159,9 @@ def statistics(decisions: Sequence[Decision]) -> dict[str, Any]:
 
 
 def _tried(drawn: Drawn, verdict: Verdict | None) -> Try:
-    return Try(drawn.image, drawn.problem, verdict if drawn.image is not None else None)
+    if drawn.image is None:
+        return Try(None, drawn.problem, None, drawn.silent)
+    return Try(drawn.image, drawn.problem, verdict, verdict is not None and verdict.silent)
 
 
 def _shares(flags: Mapping[str, Sequence[bool]], whole: str, part: str) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
 from rlhf.config import Config, resolve
-from rlhf.errors import ConfigError
-from rlhf.guard.policy import KEYS, Policy, age_policy, build_policy, file_hashes, load_policy
-from rlhf.guard.taxonomy import taxonomy
+from rlhf.errors import ConfigError, PolicyError
+from rlhf.guard.policy import KEYS, Policy, age_policy, build_policy, load_policy
+from rlhf.guard.taxonomy import taxonomy, taxonomy_file
+
+_NOT_OF_AN_AGE = ("taxonomy", "overrides", "text", "keys")
 
 
 class PolicyConfig(Config):
@@ -29,15 +32,18 @@ class PolicyConfig(Config):
     """Keys of an answer, in the order in which the guard gives them."""
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> PolicyConfig:
+    def _can_be_built(self) -> PolicyConfig:
         problems = []
-        if self.age is not None and (self.text is not None or self.overrides):
-            problems.append("policy.age: the age-rated policy has no text and no overrides; remove them")
-        if self.text is not None and self.overrides:
+        if self.age is not None:
+            plain = PolicyConfig.model_construct()
+            given = [key for key in _NOT_OF_AN_AGE if getattr(self, key) != getattr(plain, key)]
+            problems += [f"policy.{key}: the age-rated policy has its own; remove it, or policy.age" for key in given]
+        elif self.text is not None and self.overrides:
             problems.append("policy.overrides: a policy.text is taken as it is; remove them or the text")
         if self.sha256 is not None and self.text is None:
             problems.append("policy.sha256: belongs to policy.text, which is unset")
-        if problems:
+        files = [taxonomy_file(resolve(self.taxonomy)), *([Path(resolve(self.text))] if self.text is not None else [])]
+        if problems := problems or mistakes("policy", self.build, files):
             raise ConfigError(problems)
         return self
 
@@ -48,10 +54,20 @@ class PolicyConfig(Config):
         chosen = taxonomy(resolve(self.taxonomy))
         if self.text is None:
             return build_policy(chosen, self.overrides, self.keys)
-        path = Path(resolve(self.text))
-        policy = load_policy(path, chosen.names, self.keys)
-        hashes = {**file_hashes(path), "sha256_of_policy": policy.sha256}
-        if self.sha256 is not None and self.sha256 not in hashes.values():
-            has = ", ".join(f"{name} {value}" for name, value in hashes.items())
-            raise ConfigError([f"policy.sha256: {policy.name} has {has}, expected {self.sha256}"])
+        policy = load_policy(Path(resolve(self.text)), chosen.names, self.keys)
+        if self.sha256 not in (None, policy.sha256, *policy.file_hashes.values()):
+            raise ConfigError([f"policy.sha256: expected {self.sha256}, found {policy.words}"])
         return policy
+
+
+def mistakes(key: str, build: Callable[[], Policy], files: Sequence[Path]) -> list[str]:
+    """Why the policy of a configuration's section cannot be built; nothing where one of its files is not here."""
+    if not all(file.is_file() for file in files):
+        return []
+    try:
+        build()
+    except PolicyError as error:
+        return [f"{key}: {error}"]
+    except ConfigError as error:
+        return error.problems
+    return []

@@ -11,20 +11,21 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from rlhf.config import Config
-from rlhf.errors import EndpointError, RowError
+from rlhf.data.rows import whole_characters
+from rlhf.errors import RowError
+from rlhf.evaluation.asking import Patience, ask_all
 from rlhf.guard.augment import EXCEPTIONS, Sample
 from rlhf.guard.guards import EndpointConfig
 from rlhf.guard.policy import build_policy
 from rlhf.guard.taxonomy import NONE, Taxonomy
-from rlhf.guard.verdict import whole_characters
 from rlhf.ledger import Ledger
 from rlhf.openai_chat import OpenAIChat
 
@@ -37,6 +38,10 @@ _STATEMENTS = {
 _RUN = 5  # words; a run of as many that occurs twice is a repetition
 _SHORTEST = 4  # words
 _CLOSING = re.compile(r"\"\s*\}?\s*(?:```)?\s*\Z")
+_ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|\\[\"\\/bfnrt]")  # two of the first kind may be one character
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b\w\.)\s+")  # not behind "U.S." or "e.g."
+_WORD = re.compile(r"[\w']+(?:\.\w+)*")
+_SILENT = "the endpoint was silent"
 
 
 class RationaleConfig(Config):
@@ -93,24 +98,23 @@ def with_rationales(
     """The samples with their rationales, without those for which none could be had, and how many failed and why.
 
     Samples that share image, category and rating share a rationale, so v3 takes its base's. What the ledger holds is
-    not asked for again; failures are not kept. Raises EndpointError where the endpoint refuses or stays away.
+    not asked for again; failures are not kept. `tell` hears how many texts are settled, those of the ledger included.
+    Raises EndpointError where the endpoint refuses or is dead (`ask_all`).
     """
-    todo = _todo(samples, ledger)
     failed: dict[str, str] = {}
     writer = _Writer(config, taxonomy, image_root)
-    with ThreadPoolExecutor(max_workers=config.endpoint.concurrency) as pool:
-        asked = {pool.submit(writer.write, task): task for task in todo}
-        try:
-            for number, future in enumerate(as_completed(asked), start=1):
-                text, problem = future.result()
-                if problem:
-                    failed[asked[future].key] = problem
-                else:
-                    ledger.add(asked[future].key, {"text": text})
-                tell(number)
-        except EndpointError:
-            pool.shutdown(cancel_futures=True)  # an endpoint that is gone need not be asked for the rest
-            raise
+
+    def keep(key: str, made: tuple[str, str]) -> None:
+        text, problem = made
+        if problem:
+            failed[key] = problem
+        else:
+            ledger.add(key, {"text": text})
+
+    todo = {task.key: partial(writer.write, task) for task in _todo(samples, ledger)}
+    patience = Patience(settled=len(ledger.entries))
+    lost = ask_all(todo, keep, config.endpoint.concurrency, patience, tell)
+    failed |= dict.fromkeys(lost, _SILENT)
     finished = []
     for sample in samples:
         task = _task(sample)
@@ -139,18 +143,22 @@ def finish(sample: Sample, text: str, taxonomy: Taxonomy) -> Sample:
     return replace(sample, rationale=text)
 
 
+def decoded(text: str) -> str:
+    """What goes on behind the opening quote of a JSON string, without what closes string and object."""
+    return _ESCAPES.sub(lambda found: json.loads(f'"{found[0]}"'), _CLOSING.sub("", text.strip()))
+
+
 def clean(text: str) -> str:
-    """A generated rationale without the end of its JSON, quotes, braces, line breaks and halves of characters."""
-    text = whole_characters(_CLOSING.sub("", text.strip()))
-    return " ".join(re.sub(r"[\"{}]|\\n|\\", " ", text).split())
+    """A rationale without quotes, braces, line breaks and what no target may have: tags and halves of characters."""
+    return " ".join(re.sub(r"[\"{}<>\\]", " ", whole_characters(text)).split())
 
 
 def repetition(text: str) -> str:
-    """The sentence, or the run of five words, that occurs twice; "" if none does."""
-    sentences = [" ".join(one.lower().split()) for one in re.split(r"(?<=[.!?])\s+", text) if one.strip()]
-    words = re.findall(r"[\w']+", text.lower())
+    """The sentence, or the run of five words, that occurs twice; "" if none does. A single word is no sentence."""
+    sentences = [" ".join(one.lower().split()) for one in _SENTENCE_END.split(text)]
+    words = _WORD.findall(text.lower())
     runs = [" ".join(words[place : place + _RUN]) for place in range(len(words) - _RUN + 1)]
-    return next(iter([*_twice(sentences), *_twice(runs)]), "")
+    return next(iter([*_twice(one for one in sentences if " " in one), *_twice(runs)]), "")
 
 
 def _twice(items: Iterable[str]) -> list[str]:
@@ -218,13 +226,14 @@ def _rationale_of(reply: str, task: _Task, name: str) -> tuple[str, str]:
     start = reply.find("{")
     if start >= 0 and '"rating"' in reply:  # the endpoint did not continue but answered on its own
         try:
-            said, _ = json.JSONDecoder().raw_decode(reply, start)
+            said, _ = json.JSONDecoder(strict=False).raw_decode(reply, start)
         except (ValueError, RecursionError):
             return "", "the reply is broken JSON"
         if (said.get("rating"), said.get("category")) != (task.rating, name):
             return "", "the reply argues for another label"
-        reply = str(said.get("rationale", ""))
-    text = clean(reply)
+        text = clean(str(said.get("rationale", "")))
+    else:
+        text = clean(decoded(reply))
     if len(text.split()) < _SHORTEST:
         return "", "the rationale is empty or a few words"
     if repetition(text):

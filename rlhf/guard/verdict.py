@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlhf.data.rows import whole_characters
 from rlhf.guard.policy import RATINGS, Policy, Rating
 
 Status = Literal["json", "rescued", "invalid"]
 
 _WRAPPING = re.compile(r"</?s>|<\|im_end\|>|<\|endoftext\|>|```(?:json)?")
 _LEADING = re.compile(r"\Ajson\b\s*")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _APOSTROPHES = re.compile("[\u2018\u2019\u02bc\uff07]")
 _RATING = re.compile(r"[\"']rating[\"']\s*:\s*(?:[\"']([^\"'\n]*)[\"'])?")
 _CLOSED = re.compile(r"[^\S\n]*(?:\n|,?\s*(?:[\"'}]|\Z))")  # behind a value; a form goes on with "|" or a word
@@ -46,6 +46,7 @@ class Verdict:
     json: the text is the object that the policy asks for. rescued: the rating was found in something else; `reason`
     says why. `categories` has at most one name unless the policy allows several, and only names that the policy has.
     Its texts have whole characters only.
+    `silent` marks an invalid one of a guard that never answered: asked again, it may.
     """
 
     status: Status
@@ -54,6 +55,7 @@ class Verdict:
     rationale: str
     raw: str
     reason: str = ""
+    silent: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rationale", "raw", "reason"):
@@ -65,9 +67,9 @@ class Verdict:
         return self.categories[0] if self.categories else None
 
 
-def whole_characters(text: str) -> str:
-    """The text with U+FFFD for every half of a character: JSON can escape one ("\\ud800"), and no file can hold it."""
-    return _SURROGATE.sub("\ufffd", text)
+def silent_verdict(reason: str) -> Verdict:
+    """What stands for the verdict of a guard that never answered."""
+    return Verdict("invalid", None, (), "", "", reason, silent=True)
 
 
 class _NotTheFormError(ValueError):

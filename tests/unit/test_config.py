@@ -44,7 +44,8 @@ SCHEMAS: dict[str, type[Config]] = {
     "annotate_images": AnnotateConfig,
     "moderate_images": ModerateConfig,
     **dict.fromkeys(
-        ("guard_pretrain", "guard_sft", "guard_answers_sft", "guard_05b", "guard_7b", "guard_7b_lora"), ImitationConfig
+        ("guard_pretrain", "guard_sft", "guard_answers_sft", "guard_05b", "guard_7b", "guard_7b_lora", "guard_ratings"),
+        ImitationConfig,
     ),
     "safe_scrub": ScrubConfig,
     "safe_pretrain": ImitationConfig,
@@ -327,6 +328,27 @@ def test_guard12_the_staged_recipe_in_the_comment_is_two_configurations_that_loa
     assert first.run.name != second.run.name
     assert first.data.train.endswith("/train_rating_only.json")
     assert second.model.path == f"./runs/{first.run.name}/model"
+
+
+def test_guard12_the_stages_that_begin_with_ratings_have_the_numbers_of_the_seed() -> None:
+    """LlavaGuard page, section 3, "QwenGuard 2-2B staged": lr 5e-5, 1e-5, 1e-5; warm-up 0.03, 0, 0; 2+1+2 epochs."""
+    file = CONFIGS / "7b" / "guard_ratings.yaml"
+    first, second = (line.split(": ", 1)[1].split() for line in file.read_text().splitlines() if "with: " in line)
+    stages = [
+        load(ImitationConfig, file),
+        load(ImitationConfig, file, first),
+        load(ImitationConfig, CONFIGS / "7b" / "guard_7b.yaml", second),
+    ]
+    assert [one.optimizer.lr for one in stages] == [5e-5, 1e-5, 1e-5]
+    assert [one.optimizer.warmup_ratio for one in stages] == [0.03, 0, 0]
+    assert [one.epochs for one in stages] == [2, 1, 2]
+    assert [one.batch.global_rows for one in stages] == [10, 10, 5]
+    assert {one.model.max_length for one in stages} == {32_768}
+    data = ["train_rating_only_default_policy", "train_rating_only", "train_balanced"]
+    assert [Path(one.data.train).stem for one in stages] == data
+    for before, after in zip(stages, stages[1:], strict=False):
+        assert after.model.path == f"./runs/{before.run.name}/model"
+        assert after.batch.per_rank(after.workers.ranks)
 
 
 def test_unknown_keys_are_refused_with_the_nearest_valid_one() -> None:

@@ -61,6 +61,21 @@ def test_what_may_pass_is_asked_again_a_bounded_number_of_times(status: int, bod
     assert pickle.loads(pickle.dumps(caught.value)).silent  # as it comes from another process
 
 
+def test_a_body_that_cannot_be_unpacked_is_garbage_like_any_other() -> None:
+    with chat_server(lambda request: (200, "x"), encoding="gzip") as server:
+        with pytest.raises(EndpointError, match="after 2 tries: DecodingError") as caught:
+            OpenAIChat(server.url, "m", retries=1, first_pause=0.01).reply("a")
+        assert len(server.requests) == 2
+    assert caught.value.silent
+
+
+def test_half_of_a_character_can_be_written_to_a_file(tmp_path: Path) -> None:
+    with chat_server(lambda request: (200, "so \ud83d")) as server:
+        reply = OpenAIChat(server.url, "m").reply("a")
+    (tmp_path / "reply.txt").write_text(reply, encoding="utf-8")
+    assert reply == "so \ufffd"
+
+
 def test_an_endpoint_that_never_answers_is_given_up_after_as_many_timeouts() -> None:
     def sleeps(request: dict[str, Any]) -> tuple[int, str]:
         time.sleep(0.5)

@@ -13,7 +13,7 @@ from rlhf.errors import EndpointError
 from rlhf.guard.augment import Sample, augmented
 from rlhf.guard.dataset import version
 from rlhf.guard.guards import EndpointConfig
-from rlhf.guard.rationales import RationaleConfig, clean, prefill, repetition, with_rationales
+from rlhf.guard.rationales import RationaleConfig, clean, decoded, prefill, repetition, with_rationales
 from rlhf.guard.taxonomy import taxonomy
 from rlhf.ledger import Ledger
 from tests.unit.evaluation.openai_server import ChatServer, chat_server
@@ -136,10 +136,42 @@ def test_guard10_a_reply_that_is_nested_too_deeply_or_holds_half_a_character_har
     assert failed == {"the reply is broken JSON": 1}
 
 
+@pytest.mark.parametrize("reply", [(429, {}), (500, "busy"), (200, b"<html>"), (200, {"choices": []})])
+def test_guard10_a_text_that_never_comes_is_counted_and_asked_for_again(images: Path, reply: tuple[int, Any]) -> None:
+    samples = [Sample(str(number), f"{name}.png", "O2", "x", "Unsafe") for number, name in enumerate("ab")]
+    samples.append(Sample("2", "a.png", "O2", "x", "Safe"))
+
+    def deaf(request: dict[str, Any]) -> tuple[int, Any]:
+        return reply if '"Safe"' in request["messages"][1]["content"] else (200, "A man hits another one hard.")
+
+    heard: list[int] = []
+    with chat_server(deaf) as server:
+        settings = config(server)
+        with Ledger(images / "ledger", settings.made_by) as ledger:
+            made, failed = with_rationales(samples, DEFAULT, images, settings, ledger, heard.append)
+    assert [one.id for one in made] == ["0", "1"]
+    assert failed == {"the endpoint was silent": 1}
+    assert heard == [1, 2, 3]
+    with chat_server(lambda _: (200, "A man hits another one hard.")) as server:
+        settings = config(server)
+        with Ledger(images / "ledger", settings.made_by) as ledger:
+            assert len(with_rationales(samples, DEFAULT, images, settings, ledger)[0]) == 3
+        assert len(server.requests) == 1
+    with chat_server(lambda _: reply) as server:
+        settings = config(server)
+        with Ledger(images / "other", settings.made_by) as ledger, pytest.raises(EndpointError, match="not answer"):
+            with_rationales(samples, DEFAULT, images, settings, ledger)
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
         ("A dog. A cat. A dog.", "a dog."),
+        ("A U.S. flag. It is a U.S. flag.", ""),
+        ("U.S. troops march. U.S. flags hang.", ""),
+        ("He greets Mr. Smith. She greets Mr. Smith. They do not fight.", ""),
+        ("Under the U.S. flag he holds a gun. Under the U.S. flag a child sits.", ""),
+        ("He sits in the U.S. He sits in the U.S. He sits.", "he sits in the u.s"),
         ("He holds a very long knife and he holds a very long rope", "he holds a very long"),
         ("A man holds a knife. A woman holds a rope.", ""),
         ("", ""),
@@ -151,4 +183,19 @@ def test_guard10_what_counts_as_repetition(text: str, found: str) -> None:
 
 @pytest.mark.parametrize("text", ['A man.\nA "knife" {here}."\n}', "A man.\\nA knife here.", 'A man. A knife here."'])
 def test_guard10_what_is_taken_out(text: str) -> None:
-    assert clean(text).replace(" .", ".") == "A man. A knife here."
+    assert clean(decoded(text)).replace(" .", ".") == "A man. A knife here."
+
+
+@pytest.mark.parametrize("wanted", ["Das Café, voilà.", "A flag \U0001f3f4 of pirates.", "Half a path C:/x and a tab."])
+def test_guard10_a_continued_string_is_read_as_json_says(wanted: str) -> None:
+    """Python's own encoder is the independent side: in ASCII, every other character is an escape."""
+    written = json.dumps(wanted.replace(" a tab", "\ta tab"), ensure_ascii=True)
+    assert written.isascii()
+    assert clean(decoded(written[1:])) == wanted
+
+
+def test_guard10_neither_tags_nor_halves_of_characters_reach_a_target(images: Path) -> None:
+    with chat_server(lambda _: (200, 'The <image> shows two men who fight.</s> \\ud83d"}')) as server:
+        made, failed = ask([Sample("1", "a.png", "O2", "x", "Unsafe")], images, config(server))
+    assert failed == {}
+    assert made[0].rationale == "The image shows two men who fight. /s \ufffd"

@@ -120,7 +120,7 @@ def test_guard15_missing_and_extra_answers_stop_it_and_are_listed(
     said = capsys.readouterr().err
     assert stopped.value.code == 1
     assert "missing (2): unsafe 31, safe 40\n  extra (1): stranger" in said
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("out/*"))
     found = judge(tmp_path, meta, "--partial")
     assert (found["missing"], found["extra"]) == (gone, ["stranger"])
     assert "missing (2): unsafe 31, safe 40" in capsys.readouterr().out

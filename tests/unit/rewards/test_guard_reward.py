@@ -194,7 +194,7 @@ def test_guard_reward_a_policy_that_the_guard_has_no_room_for_is_refused_with_it
             {"endpoint": None, "model": {"path": "./x"}, "rollout": {"engine": "transformers"}},
             "the transformers engine cannot",
         ),
-        ({"policy": {"age": 12, "overrides": {"O1": "exempt"}}}, "the age-rated policy has no text"),
+        ({"policy": {"age": 12, "overrides": {"O1": "exempt"}}}, "the age-rated policy has its own"),
     ],
 )
 def test_guard_reward_settings_that_would_mislead_are_refused(keys: dict[str, Any], message: str) -> None:
