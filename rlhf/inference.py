@@ -142,7 +142,7 @@ class Batch:
     @property
     def key(self) -> str:
         """Changes with any prompt of the batch, so that an edited input file is answered again."""
-        asked = json.dumps([[one.id, one.question, one.image, *one.history] for one in self.prompts])
+        asked = json.dumps([[one.id, one.question, one.image, one.begun, *one.history] for one in self.prompts])
         return f"{self.index}:{hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()}"
 
 

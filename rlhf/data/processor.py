@@ -104,7 +104,7 @@ class Processor:
 
         `context` is the engine's where that is shorter than the model's.
         """
-        rendered = self._render([*prompt.history, (prompt.question, None)], prompt.image)
+        rendered = self._render([*prompt.history, (prompt.question, None)], prompt.image, prompt.begun)
         ids, _ = self._encode(rendered.text, (), prompt.image)
         limit = min(context or self.config.max_length, self.config.max_length)
         if len(ids) > limit - max_new_tokens:
@@ -213,9 +213,9 @@ class Processor:
     def _image_tokens(self, image: str | None) -> int:
         return self.family.image_tokens(self.image_size(image)) if image is not None else 0
 
-    def _render(self, turns: Sequence[tuple[str, str | None]], image: str | None) -> Any:
-        eos = self.tokenizer.eos_token
-        return render(self.template, turns, has_image=image is not None, eos=eos, reserved=self._reserved)
+    def _render(self, turns: Sequence[tuple[str, str | None]], image: str | None, begun: str = "") -> Any:
+        eos, has_image = self.tokenizer.eos_token, image is not None
+        return render(self.template, turns, has_image=has_image, eos=eos, reserved=self._reserved, begun=begun)
 
     def _row(self, turns: Sequence[tuple[str, str | None]], image: str | None, source: str) -> TokenRow:
         ids, counted = self._tokens(turns, image, source)

@@ -1,7 +1,7 @@
 """The one place where a conversation becomes text. Training, rollouts, rewards and evaluation all call `render`.
 
-A prompt ends exactly at the assistant's mark ("ASSISTANT:") and every answer ends with EOS, so that no role sees text
-that another would tokenise differently (seed page 7.1, trap T9).
+A prompt ends exactly at the assistant's mark ("ASSISTANT:"), or where a begun answer does, and every answer ends with
+EOS, so that no role sees text that another would tokenise differently (seed page 7.1, trap T9).
 """
 
 from __future__ import annotations
@@ -54,12 +54,19 @@ class Rendered:
 
 
 def render(
-    template: Template, turns: Sequence[tuple[str, str | None]], *, has_image: bool, eos: str, reserved: Sequence[str]
+    template: Template,
+    turns: Sequence[tuple[str, str | None]],
+    *,
+    has_image: bool,
+    eos: str,
+    reserved: Sequence[str],
+    begun: str = "",
 ) -> Rendered:
     """Render (question, answer) turns; an answer of None, allowed in the last turn, leaves the prompt open.
 
-    Raises RowError when a text carries a reserved token: it would add a placeholder or end the answer early; and for a
-    template without questions unless there is one turn and an image, which is all that it can show.
+    `begun` is how that answer begins. Raises RowError when a text carries a reserved token: it would add a placeholder
+    or end the answer early; and for a template without questions unless there is one turn and an image, which is all
+    that it can show.
     """
     if not template.question_prefix and (len(turns) != 1 or not has_image):
         raise RowError(
@@ -70,7 +77,7 @@ def render(
     spans = []
     position = len(template.system)
     for index, (question, answer) in enumerate(turns):
-        for text in (question, answer or ""):
+        for text in (question, begun if answer is None else answer):
             hit = next((token for token in reserved if token in text), None)
             if hit is not None:
                 raise RowError(f"the text contains the reserved token {hit!r}")
@@ -84,6 +91,7 @@ def render(
         pieces.append(head)
         position += len(head)
         if answer is None:
+            pieces.append(f"{template.answer_space}{begun}" if begun else "")
             break
         body = f"{template.answer_space}{answer}{template.answer_suffix or eos}"
         pieces.append(body)

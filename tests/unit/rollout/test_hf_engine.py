@@ -44,6 +44,19 @@ def test_greedy_is_transformers_greedy(engine: HfEngine, tiny: ModelConfig, pict
         assert answer.logprobs == pytest.approx(scores, abs=1e-5)
 
 
+def test_a_begun_answer_is_gone_on_with(engine: HfEngine, tiny: ModelConfig, pictures: list[str]) -> None:
+    processor = Processor.load(tiny)
+    (prompt,) = make_prompts(pictures, 1)
+    greedy = Sampling(max_new_tokens=6, temperature=0)
+    begun = replace(prompt, begun="The ball is")
+    (answer,) = engine.generate([begun], greedy)
+    learned = list(processor.encode(prompt, "The ball is").ids[:-1])
+    given = learned[len(processor.prompt_ids(prompt)) :]
+    scores = engine.score([prompt], [[*given, *answer.token_ids]])[0][len(given) :]
+    assert scores == pytest.approx(answer.logprobs, abs=1e-5)
+    assert answer.token_ids != engine.generate([prompt], greedy)[0].token_ids
+
+
 def test_a_seed_belongs_to_a_prompt(engine: HfEngine, pictures: list[str]) -> None:
     prompts = make_prompts(pictures, 4)
     first = engine.generate(prompts, Sampling(max_new_tokens=8, seed=1))
