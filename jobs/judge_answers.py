@@ -37,7 +37,9 @@ def main(arguments: Sequence[str]) -> None:
         if not found["complete"]:
             whole = ", ".join(str(count) for count in prism.WHOLE[found["task"]])
             print(f"incomplete: {found['rows']} rows; a whole file of {found['task']} has {whole}", flush=True)
-        print(f"{found['task']}: {found['rows']} rows judged by {found['judge']}, numbers in {chosen.output}", flush=True)
+        print(
+            f"{found['task']}: {found['rows']} rows judged by {found['judge']}, numbers in {chosen.output}", flush=True
+        )
 
 
 def _judged(path: Path, base_url: str | None, model: str | None) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from rlhf.data.vlguard_mix import Source, mix, read_safety
 from rlhf.errors import ConfigError
 from rlhf.ledger import write_whole
 
-
 _SHOWN = 3  # of the new ids; the manifest has all of them
 
 

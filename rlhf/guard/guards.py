@@ -103,9 +103,10 @@ class ChatGuard:
     def judge(self, requests: Sequence[GuardRequest]) -> list[Verdict]:
         """Raises EndpointError where the endpoint refuses or stays away, ImageError for a broken image."""
         with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
-            return list(pool.map(self._one, requests))
+            return list(pool.map(self.ask, requests))
 
-    def _one(self, request: GuardRequest) -> Verdict:
+    def ask(self, request: GuardRequest) -> Verdict:
+        """The verdict on one. Raises EndpointError where the endpoint refuses or is silent, ImageError."""
         form: dict[str, Any] = {}
         schema = self._decoding.for_request(request).json_schema
         if schema is not None:

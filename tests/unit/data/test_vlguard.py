@@ -61,7 +61,10 @@ def test_vlguard01_both_shapes_whatever_the_order_of_keys(tmp_path: Path) -> Non
         (unsafe_row("a", image=""), "'image' must be a string"),
         (unsafe_row("a", image="../b.png"), "must stay below the image folder"),
         (unsafe_row("a", harmful_category="Privacy"), "'harmful_category' is 'Privacy'; there are privacy, risky"),
-        (unsafe_row("a", "cooking", "soup"), "'harmful_category' is 'cooking'; there are privacy, risky behavior, decep"),
+        (
+            unsafe_row("a", "cooking", "soup"),
+            "'harmful_category' is 'cooking'; there are privacy, risky behavior, decep",
+        ),
         (unsafe_row("a", "privacy", "race"), "'harmful_subcategory' is 'race'; of 'privacy' there are personal data"),
         (unsafe_row("a", harmful_subcategory=["race"]), r"'harmful_subcategory' is \['race'\]"),
         (unsafe_row("a", harmful_category=["privacy"]), r"'harmful_category' is \['privacy'\]"),
@@ -189,9 +192,8 @@ def test_vlguard03_all_texts_that_cannot_be_trained_on_are_named(tmp_path: Path)
         convert(rows, source="meta.json")
     said = str(caught.value).splitlines()
     assert said[0].startswith("meta.json: ")
-    assert [line.strip().partition(" or its")[0] for line in said[1:3]] == [
-        "row 1, id b: the instruction", "row 2, id c: the answer to the instruction is empty: nothing to imitate; remove the row"
-    ]  # fmt: skip
+    assert said[1].strip().startswith("row 1, id b: the instruction or its answer has an <image> tag")
+    assert said[2].strip().startswith("row 2, id c: the answer to the instruction is empty: nothing to imitate")
     assert "row 3, id d: the answer to the safe_instruction is empty" in said[3]
     assert "row 3, id d: the unsafe_instruction or its answer has an <image> tag" in said[4]
 
