@@ -117,7 +117,8 @@ class WeightSyncError(TrainingError):
 class EndpointError(SafeVLError):
     """Met while a model elsewhere is asked: its endpoint refuses, stays away or does not speak the protocol.
 
-    `silent` says that it was asked as often as allowed and gave nothing usable; another question may be answered.
+    `silent` says that it gave nothing usable as often as it was asked, or cannot take this question (too long, not to
+    be read); another question may be answered.
     """
 
     def __init__(self, message: str, *, silent: bool = False) -> None:

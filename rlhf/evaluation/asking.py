@@ -39,8 +39,8 @@ def ask_all(
 
     Returns why the others have none, by key: the endpoint was silent (`EndpointError.silent`). They are not kept, so
     that a repeated command can ask them again. `tell` hears how many are settled, those of earlier calls included.
-    Raises EndpointError where the endpoint refuses, or is silent `patience.most` times in a row or on everything; what
-    was answered until then is kept.
+    Raises EndpointError where the endpoint refuses, or is silent `patience.most` times in a row or on everything, and
+    says on how many; what was answered until then is kept.
     """
     lost: dict[Key, str] = {}
     most = min(patience.most, patience.settled + len(questions))
@@ -49,16 +49,23 @@ def ask_all(
         try:
             for future in as_completed(asked):
                 patience.settled += 1
+                key = asked.pop(future)
                 try:
-                    keep(asked[future], future.result())
+                    keep(key, future.result())
                     patience.in_a_row = 0
                 except EndpointError as error:
                     patience.in_a_row += 1
-                    if not error.silent or patience.in_a_row >= most:
+                    if not error.silent:
                         raise
-                    lost[asked[future]] = str(error)
+                    if patience.in_a_row >= most:
+                        count = f"the last {patience.in_a_row} of {patience.settled} questions have no answer"
+                        raise type(error)(f"{count}: {error}", silent=True) from error
+                    lost[key] = str(error)
                 tell(patience.settled)
         except Exception:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
+            for future, key in asked.items():  # what was under way has its answer too
+                if not future.cancelled() and future.exception() is None:
+                    keep(key, future.result())
             raise
     return lost
