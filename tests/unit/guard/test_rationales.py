@@ -118,12 +118,12 @@ def test_guard10_an_endpoint_that_is_gone_stops_the_job_and_keeps_what_is_writte
 
     def breaks(_: dict[str, Any]) -> tuple[int, Any]:
         seen.append(1)
-        return (200, "A man hits another one hard.") if len(seen) == 1 else (400, "broken")
+        return (200, "A man hits another one hard.") if len(seen) == 1 else (401, "no such key")
 
     with chat_server(breaks) as server:
         settings = config(server)
         settings = settings.model_copy(update={"endpoint": settings.endpoint.model_copy(update={"concurrency": 1})})
-        with pytest.raises(EndpointError, match="400"):
+        with pytest.raises(EndpointError, match="401"):
             ask(samples, images, settings)
         assert len(Ledger(images / "ledger", settings.made_by).entries) == 1
 
