@@ -20,7 +20,7 @@ from rlhf.config import LoraConfig
 from rlhf.errors import CheckpointError
 from rlhf.learner import whole_for_writing
 from rlhf.models.draws import fresh_draws
-from rlhf.models.keys import PROJECTOR, to_hub
+from rlhf.models.keys import Names, is_projector, to_hub
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
@@ -85,9 +85,9 @@ def memory_name(name: str) -> str:
     return inner.replace(".weight", ".default.weight") if is_adapter(name) else inner
 
 
-def wire_name(name: str) -> str:
+def wire_name(name: str, names: Names) -> str:
     """Name under which a trained parameter travels to a rollout engine: a PEFT checkpoint's, or the hub's."""
-    return checkpoint_name(name) if is_adapter(name) else to_hub(name)
+    return checkpoint_name(name) if is_adapter(name) else to_hub(name, names)
 
 
 def merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -104,21 +104,26 @@ def merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     return result
 
 
-def save_adapter(state: Mapping[str, Tensor], config: LoraConfig, base: str, projector: bool, folder: Path) -> None:
-    """Write what PEFT loads onto `base`: the adapters in `state` and, if it was trained, the projector (trap T6)."""
+def save_adapter(
+    state: Mapping[str, Tensor], config: LoraConfig, base: str, projector: str | None, folder: Path
+) -> None:
+    """Write what PEFT loads onto `base`: the adapters in `state` and the projector, if it was trained (trap T6).
+
+    `projector` is its path in the model, or None.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     kept = {
         checkpoint_name(name): tensor.detach().cpu().contiguous()
         for name, tensor in state.items()
-        if is_adapter(name) or (projector and PROJECTOR in name)
+        if is_adapter(name) or (projector and is_projector(name))
     }
     save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(peft_config(config, base, projector), indent=2) + "\n")
 
 
-def peft_config(config: LoraConfig, base: str, projector: bool) -> dict[str, Any]:
+def peft_config(config: LoraConfig, base: str, projector: str | None) -> dict[str, Any]:
     """The content of adapter_config.json. The pattern keeps PEFT away from layers of the same names in the tower."""
     return {
         "peft_type": "LORA",
@@ -128,7 +133,7 @@ def peft_config(config: LoraConfig, base: str, projector: bool) -> dict[str, Any
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": rf".*language_model\..*\.({'|'.join(config.targets)})",
-        "modules_to_save": [PROJECTOR] if projector else None,
+        "modules_to_save": [projector.rpartition(".")[2]] if projector else None,
         "bias": "none",
         "inference_mode": True,
     }
@@ -150,7 +155,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], float]:
         raise CheckpointError(f"{folder / CONFIG_FILE}: peft_type is {settings.get('peft_type')!r}, only LORA is known")
     named = {}
     for name, tensor in tensors.items():
-        if not is_adapter(name) and PROJECTOR not in name:
+        if not is_adapter(name) and not is_projector(name):
             raise CheckpointError(f"{folder / WEIGHTS_FILE}: {name} is neither an adapter nor the projector")
         named[memory_name(name)] = tensor
     return named, float(settings["lora_alpha"]) / int(settings["r"])

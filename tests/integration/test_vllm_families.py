@@ -85,7 +85,8 @@ def test_an_update_that_was_dropped_leaves_nothing_behind(
 ) -> None:
     model, engine, lora = served
     dropped, kept = (moved_policy(model, TrainableConfig(lora=lora), seed=seed) for seed in (3, 4))
-    named = [(wire_name(n), p) for n, p in dropped.backbone.vlm.named_parameters() if p.requires_grad]
+    names = dropped.backbone.family.names
+    named = [(wire_name(n, names), p) for n, p in dropped.backbone.vlm.named_parameters() if p.requires_grad]
     engine.begin_update(3)
     engine.load_bucket(pack(named[: len(named) // 2]))
     with pytest.raises(WeightSyncError):

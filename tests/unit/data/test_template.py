@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.template import TEMPLATES, render
+from rlhf.data.template import IMAGE_TAG, TEMPLATES, render
 from rlhf.errors import RowError
 
 RESERVED = ("<image>", "</s>", "<s>")
 
 
 def _render(name: str, turns: list[tuple[str, str | None]], has_image: bool = True) -> tuple[str, list[str]]:
-    out = render(TEMPLATES[name], turns, has_image=has_image, eos="</s>", reserved=RESERVED)
+    tag = IMAGE_TAG if has_image else ""
+    out = render(TEMPLATES[name], turns, image_tag=tag, eos="</s>", reserved=RESERVED)
     return out.text, [out.text[start:end] for start, end in out.answer_spans]
 
 
