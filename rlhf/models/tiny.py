@@ -88,7 +88,7 @@ def _qwen_vl(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
     half = config.hidden // config.heads // 2
     sections = [half // 4, (half - half // 4) // 2, half - half // 4 - (half - half // 4) // 2]
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections}
-    sizes = {"depth": config.vision_layers, "num_heads": config.heads, "patch_size": config.patch_size}
+    sizes: dict[str, Any] = {"depth": config.vision_layers, "num_heads": config.heads, "patch_size": config.patch_size}
     if config.kind == "qwen2_vl":
         vision = {**sizes, "embed_dim": config.hidden, "hidden_size": config.hidden, "mlp_ratio": 4}
     else:

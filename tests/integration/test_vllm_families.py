@@ -31,6 +31,9 @@ CASES = {
     "llava_interleave": ("llava_interleave", None),
     "llava_interleave with adapters": ("llava_interleave", LORA),
     "llava_onevision": ("llava_onevision", None),
+    "qwen2_5_vl": ("qwen2_5_vl", None),
+    "qwen2_5_vl with adapters": ("qwen2_5_vl", LORA),
+    "qwen2_vl": ("qwen2_vl", None),
 }
 
 

@@ -32,6 +32,9 @@ def test_exact_texts() -> None:
         f"{qwen}<|im_start|>assistant\nSo.</s>{second}",
         ["So.</s>"],
     )
+    assert _render("qwen_vl", [("Why?", "So.")])[0] == f"{qwen}<|im_start|>assistant\nSo.</s>".replace(
+        "<image>\n", "<image>"
+    )
     assert _render("plain", [("ignored", "A cat.")]) == ("<image>A cat.\n", ["A cat.\n"])
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.config import ModelConfig
-from rlhf.models.keys import LLAVA, from_hub, to_hub
+from rlhf.models.keys import LLAVA, QWEN, from_hub, part_of, to_hub
 from rlhf.models.llava import load, save_pretrained
 
 
@@ -30,6 +30,20 @@ def test_names_of_llava_1_5_on_the_hub() -> None:
         "model.vision_tower.vision_model.post_layernorm.bias": "vision_tower.vision_model.post_layernorm.bias",
     }
     assert {name: to_hub(name, LLAVA) for name in pairs} == pairs
+
+
+def test_names_of_qwen_vl_on_the_hub() -> None:
+    pairs = {
+        "lm_head.weight": "lm_head.weight",
+        "model.language_model.layers.0.mlp.up_proj.weight": "model.layers.0.mlp.up_proj.weight",
+        "model.language_model.norm.weight": "model.norm.weight",
+        "model.visual.merger.mlp.0.bias": "visual.merger.mlp.0.bias",
+        "model.visual.blocks.0.attn.qkv.weight": "visual.blocks.0.attn.qkv.weight",
+    }
+    assert {name: to_hub(name, QWEN) for name in pairs} == pairs
+    assert [from_hub(name, QWEN) for name in pairs.values()] == list(pairs)
+    parts = {name: part_of(name) for name in pairs}
+    assert list(parts.values()) == ["lm_head", "language", "language", "projector", "tower"]
 
 
 @pytest.mark.parametrize("name", ["encoder.weight", "head.weight", ""])
