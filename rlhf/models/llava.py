@@ -1,4 +1,4 @@
-"""Loading, freezing and running LLaVA and its relatives (`rlhf/models/families.py`).
+"""Loading, freezing and running LLaVA and its relatives (`rlhf/models/families/`).
 
 `VisionLanguage` is the module that DeepSpeed wraps: language model, projector, and the vision tower only if it learns.
 A frozen tower lives outside it (`FrozenTower`), whole on every rank: its features are computed once per image, ZeRO-3

@@ -58,14 +58,18 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
 
 @torch.no_grad()
 def assert_same(engine: RolloutEngine, model: PolicyModel, prompts: list[Prompt]) -> list[tuple[int, ...]]:
-    """Answers, and both kinds of log-probabilities of the engine, are the learner's."""
+    """Answers, and both kinds of log-probabilities of the engine, are the learner's; placeholders may be sampled."""
     completions = engine.generate(prompts, GREEDY)
     answers = [one.token_ids for one in completions]
     tokens = model.backbone.processor.join(prompts, answers)
     learner = model(tokens)[0][tokens.response_mask]
     drawn = torch.tensor([p for one in completions for p in one.logprobs])
     torch.testing.assert_close(drawn, learner, atol=1e-4, rtol=0)
-    scored = torch.tensor([p for one in engine.score(prompts, answers) for p in one])
+    image = model.backbone.processor.image_id
+    given = [(9, image, image, 11), *answers[1:]]
+    tokens = model.backbone.processor.join(prompts, given)
+    learner = model(tokens)[0][tokens.response_mask]
+    scored = torch.tensor([p for one in engine.score(prompts, given) for p in one])
     torch.testing.assert_close(scored, learner, atol=1e-4, rtol=0)
     return answers
 
