@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ def write_evaluation(target: Path, results: Mapping[str, Any], lines: Iterable[M
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_whole(target.with_suffix(".jsonl"), text)
     write_whole(target, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def listed(name: str, values: Sequence[str]) -> str:
+    """A line with how many there are and all of them, for what is missing or extra."""
+    return f"  {name} ({len(values)}): {', '.join(values) or 'none'}"
 
 
 def _read(target: Path) -> Results:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.command_line import main
+from jobs.command_line import claim_output, main
 from jobs.units import run_units
 from rlhf.config import Config, resolve
 from rlhf.data.json_stream import plan_spans
@@ -43,6 +43,7 @@ class CleanConfig(Config):
 def run(config: CleanConfig) -> dict[str, Any]:
     """Score what is not scored, write the rows that stay; returns the manifest."""
     source, output = Path(resolve(config.source)), Path(resolve(config.output))
+    claim_output(output, source)
     spans = plan_spans(source, config.unit_rows)
     if not spans:
         raise DataError("no rows in it", source=str(source))

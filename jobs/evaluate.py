@@ -8,6 +8,7 @@ exist already: see their --help.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -260,17 +261,23 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["judge"]:
-        judge_answers.main(sys.argv[2:])
-    elif sys.argv[1:3] == ["--benchmark", "prism"]:
-        del sys.argv[1:3]
-        main(prism.PrismConfig, prism.run, prism.__doc__ or "")
-    elif sys.argv[1:3] == ["--benchmark", "vlguard"]:
-        del sys.argv[1:3]
-        main(vlguard.VLGuardConfig, vlguard.run, vlguard.__doc__ or "")
-    elif sys.argv[1:3] == ["--benchmark", "guard"]:
-        del sys.argv[1:3]
-        main(guard.GuardConfig, guard.run, guard.__doc__ or "")
+def command(arguments: Sequence[str]) -> None:
+    """The job that the arguments name: `judge`, or --benchmark anywhere among them, or this file's own."""
+    if arguments[:1] == ["judge"]:
+        judge_answers.main(arguments[1:])
+        return
+    first = argparse.ArgumentParser(prog="jobs/evaluate.py", add_help=False, allow_abbrev=False)
+    first.add_argument("--benchmark", choices=("prism", "vlguard", "guard"))
+    known, rest = first.parse_known_args(arguments)
+    if known.benchmark == "prism":
+        main(prism.PrismConfig, prism.run, prism.__doc__ or "", rest)
+    elif known.benchmark == "vlguard":
+        main(vlguard.VLGuardConfig, vlguard.run, vlguard.__doc__ or "", rest)
+    elif known.benchmark == "guard":
+        main(guard.GuardConfig, guard.run, guard.__doc__ or "", rest)
     else:
-        main(EvaluationConfig, run, __doc__ or "")
+        main(EvaluationConfig, run, __doc__ or "", rest)
+
+
+if __name__ == "__main__":
+    command(sys.argv[1:])

@@ -23,7 +23,8 @@ from rlhf.errors import DataError, WorkerLostError
 from rlhf.models.compatible import check_same_inputs
 from rlhf.online import restore, state_of, take_best, train
 from rlhf.online_config import OnlineConfig
-from rlhf.rewards import guard_engines, learned_rewards
+from rlhf.rewards import guard_engines, guard_rewards, learned_rewards
+from rlhf.rewards.guard import require_judgeable
 from rlhf.selection import check_prompts
 
 
@@ -133,6 +134,8 @@ def read_inputs(config: OnlineConfig, folder: Path) -> Inputs:
         print(f"left out, as data.max_rejected_share allows: {dict(rejected.kinds)} ({rejected.path})", flush=True)
     if not prompts:
         raise DataError("no usable prompt", source=data.train)
+    for judge in guard_rewards(config.reward):
+        require_judgeable(judge, [*prompts, *evaluation], budget)
     if config.selection:
         check_prompts(validation, evaluation)
     chosen = [pair for pair in pairs if pair.prompt.image][: config.loop.canary_prompts]

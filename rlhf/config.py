@@ -56,7 +56,8 @@ class ModelConfig(Config):
     path: str
     """"./folder" or absolute: a transformers directory (safetensors); otherwise a hub id."""
     adapter: str | None = None
-    """PEFT LoRA directory that is merged into the weights after loading."""
+    """PEFT LoRA directory of this very model, merged into the weights after loading. Engines cannot: see
+    jobs/convert_llava.py direction=merge."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and arithmetic."""
     quantise: Literal["none", "int8", "nf4"] = "none"

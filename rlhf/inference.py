@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from pydantic import Field, model_validator
 
 from rlhf.batch import Prompt
@@ -27,7 +26,8 @@ from rlhf.data.spa_vl import load_prompts, read_prompts
 from rlhf.data.template import IMAGE_TAG, render
 from rlhf.errors import ConfigError, DataError, ImageError, PromptTooLongError, RowError
 from rlhf.ledger import write_whole
-from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling
+from rlhf.models.shards import directory_digest
+from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling, ignored_by_engines
 
 ANSWERS_FILE = "answers.json"
 _KINDS = {kind.__name__: kind for kind in (DataError, RowError, ImageError, PromptTooLongError)}
@@ -85,7 +85,7 @@ def misfits(
 ) -> list[str]:
     """What does not fit together in a configuration that answers prompts; `keys` are its names of two sections."""
     asking, working = keys
-    problems = []
+    problems = ignored_by_engines(model)
     context = min(rollout.max_length, model.max_length)
     if sampling.max_new_tokens >= context:
         problems.append(
@@ -290,12 +290,4 @@ def _sort_out(
 def fingerprint(path: str) -> str:
     """A hash of a local model's weights and settings; "" for a hub id. `path` is resolved."""
     folder = Path(path)
-    if not folder.is_dir():
-        return ""
-    state = xxhash.xxh3_128()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        state.update(file.name.encode())
-        with file.open("rb") as content:
-            while chunk := content.read(2**22):
-                state.update(chunk)
-    return state.hexdigest()
+    return directory_digest(folder) if folder.is_dir() else ""

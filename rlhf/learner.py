@@ -77,9 +77,9 @@ def partition_while_loading(config: dict[str, Any]) -> object | None:
 
 
 @contextmanager
-def whole_for_writing(parameter: nn.Parameter | None) -> Iterator[nn.Parameter | None]:
+def whole_for_writing(parameter: nn.Parameter) -> Iterator[nn.Parameter]:
     """The parameter, gathered if ZeRO-3 has partitioned it; what rank 0 writes is what all ranks keep."""
-    if parameter is None or not hasattr(parameter, "ds_id"):
+    if not hasattr(parameter, "ds_id"):
         yield parameter
         return
     import deepspeed
@@ -127,7 +127,8 @@ class Learner:
         """Exactly one optimizer step over this rank's micro-batches.
 
         Returns the objective's statistics summed over them (this rank's part of the global means) plus grad_norm and
-        lr. Raises NonFiniteError on every rank if a loss is not finite on any; the weights are then unchanged.
+        lr. Raises NonFiniteError on every rank if a loss or a gradient is not finite on any; the weights are then
+        unchanged, and it counts as no step.
         """
         self.engine.train()
         totals: dict[str, Tensor] = {}
@@ -183,14 +184,22 @@ class Learner:
             torch.cuda.set_rng_state(torch.load(on_gpu, weights_only=True))
 
     def _step(self) -> float:
-        """Step the optimizer; the norm of the gradients before clipping."""
-        if not isinstance(self.engine.optimizer, torch.optim.Optimizer):
-            self.engine.step()
-            return float(self.engine.get_global_grad_norm())
-        # a bare torch optimizer (float32 without ZeRO): DeepSpeed clips but does not say what the norm was
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
-        self.engine.step()
-        return float(norm)
+        """Step the optimizer; the norm of the gradients before clipping, which all ranks share."""
+        if isinstance(self.engine.optimizer, torch.optim.Optimizer):
+            # a bare torch optimizer (float32 without ZeRO): DeepSpeed does not say what the norm was, nor look at it
+            norm = float(
+                torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+            )
+            if math.isfinite(norm):
+                self.engine.step()
+            else:
+                self.engine.zero_grad()
+        else:
+            self.engine.step()  # which leaves the weights alone where the norm is not finite
+            norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"a gradient of step {self.steps} is not finite on some rank, its loss was")
+        return norm
 
     def _refuse_non_finite(self, loss: Tensor) -> None:
         finite = torch.isfinite(loss.detach()).to(torch.int32).reshape(1)

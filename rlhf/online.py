@@ -315,6 +315,7 @@ def _samples(
             "score": score.value,
             "parts": score.parts,
             "costs": score.costs,
+            "invalid": sorted(name for name, invalid in score.invalid.items() if invalid),
             "policy_version": completion.policy_version,
             "truncated": completion.finish_reason == "length",
         }

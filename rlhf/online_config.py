@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -19,7 +20,8 @@ from rlhf.config import (
 )
 from rlhf.constraints import ConstraintConfig
 from rlhf.rewards import RewardConfig
-from rlhf.rollout.base import RolloutConfig, Sampling
+from rlhf.rewards.mixture import MixtureRewardConfig
+from rlhf.rollout.base import RolloutConfig, Sampling, ignored_by_engines
 from rlhf.selection import SelectionConfig
 
 
@@ -112,7 +114,7 @@ class OnlineConfig(Config):
     """Only for algorithms with a critic (PPO)."""
     algorithm: Annotated[AlgorithmConfig, Field(discriminator="kind")]
     constraints: tuple[ConstraintConfig, ...] = ()
-    """Parts of the reward that may not exceed a bound on average, each with a multiplier of its own."""
+    """Costs of the reward that may not exceed a bound on average, each with a multiplier of its own."""
     selection: SelectionConfig | None = None
     """Evaluation while training, and by it the checkpoint that becomes the model; unset, the last iteration's does."""
     sampling: Sampling
@@ -123,6 +125,7 @@ class OnlineConfig(Config):
     @model_validator(mode="after")
     def _numbers_fit(self) -> OnlineConfig:
         problems = [*self._roles_that_do_not_fit(), *self._batches_that_do_not_fit(), *self._selection_that_cannot_be()]
+        problems += self._constraints_of_nothing()
         if self.sampling.max_new_tokens >= self.rollout.max_length:
             problems.append("sampling.max_new_tokens leaves no room for a prompt in rollout.max_length")
         if self.rollout.max_length > self.model.max_length:
@@ -132,11 +135,7 @@ class OnlineConfig(Config):
                 problems.append(f"{name}.trainable.vision_tower: the vision tower is frozen in online training")
         if self.sampling.temperature == 0 or self.sampling.top_p != 1 or self.sampling.top_k != 0:
             problems.append("sampling: the ratio of probabilities needs temperature > 0, top_p = 1 and top_k = 0")
-        known = {one.name for one in getattr(self.reward, "costs", ())}
-        if unknown := [one.name for one in self.constraints if one.name not in known]:
-            problems.append(f"constraints: {', '.join(unknown)} is no cost of the reward (reward.costs of a mixture)")
-        if self.model.quantise != "none":
-            problems.append("model.quantise: the engine answers with whole weights, so the policy must learn on them")
+        problems += ignored_by_engines(self.model)  # and the policy must be what answers
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -191,6 +190,18 @@ class OnlineConfig(Config):
             problems.append(
                 f"selection.every={self.selection.every} leaves nothing to choose from but the last of "
                 f"loop.iterations={self.loop.iterations}: lower it"
+            )
+        return problems
+
+    def _constraints_of_nothing(self) -> list[str]:
+        costs = self.reward.costs if isinstance(self.reward, MixtureRewardConfig) else ()
+        known, counts = {one.name for one in costs}, Counter(one.name for one in self.constraints)
+        problems = [f"constraints: {name} occurs twice" for name, count in counts.items() if count > 1]
+        if unknown := [name for name in counts if name not in known]:
+            problems.append(
+                f"constraints: {', '.join(unknown)} is no cost of the reward: any reward is one as an entry of "
+                "reward.costs of a mixture, {name: ..., reward: {...}, scale: ..., offset: ...}, where `of: NAME` in "
+                "place of reward takes one of reward.rewards"
             )
         return problems
 

@@ -103,7 +103,7 @@ class OpenAIChat:
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
-            except ValueError:
+            except (ValueError, RecursionError):
                 problem = "status 200 with a body that is not JSON"
                 continue
             except (KeyError, IndexError, TypeError):

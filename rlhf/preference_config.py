@@ -10,7 +10,7 @@ from rlhf.algorithms.dpo import DPOConfig
 from rlhf.config import Config, ModelConfig, RoleConfig, RunConfig
 from rlhf.data.pairs import PairDataConfig
 from rlhf.online_config import LearnerConfig
-from rlhf.rollout.base import RolloutConfig
+from rlhf.rollout.base import RolloutConfig, ignored_by_engines
 
 
 class PreferenceDataConfig(PairDataConfig):
@@ -86,8 +86,8 @@ class PreferenceConfig(Config):
             problems.append(f"share_prefix needs a 4-D mask: set model.attention=sdpa (not {self.model.attention})")
         if self.policy.trainable.vision_tower:
             problems.append("policy.trainable.vision_tower: the vision tower is frozen in preference training")
-        if self.model.adapter and self.data.evaluation:
-            problems.append("model.adapter: engines load whole models; merge it first, or unset data.evaluation")
+        if self.data.evaluation:  # the engine answers with the whole base; only the policy is quantised
+            problems += ignored_by_engines(self.model.model_copy(update={"quantise": "none"}))
         if self.answers.engine.max_length > self.model.max_length:
             problems.append("answers.engine.max_length exceeds model.max_length")
         if self.answers.max_new_tokens >= self.answers.engine.max_length:

@@ -20,6 +20,7 @@ from rlhf.config import ModelConfig, resolve
 from rlhf.data.images import image_size, load_image, pad_to_square
 from rlhf.data.template import IMAGE_TAG, TEMPLATES, render
 from rlhf.errors import ConfigError, ImageError, MaskedRowError, PromptTooLongError, RowError
+from rlhf.models.adapters import check_adapter
 from rlhf.models.families import FAMILIES, Family, ImageSize, family_of
 
 
@@ -32,13 +33,16 @@ class TokenRow:
     image: str | None
 
 
-def check_architecture(config: ModelConfig) -> None:
-    """Raise ConfigError unless `config.path` is of a known family in transformers' layout, naming what it is."""
+def check_architecture(config: ModelConfig, key: str = "model") -> None:
+    """Raise ConfigError unless `config.path` is of a known family in transformers' layout, naming what it is.
+
+    `key` is what `config` is called in the configuration.
+    """
     from transformers import PretrainedConfig
 
     path = resolve(config.path)
     if Path(path).is_absolute() and not (Path(path) / "config.json").exists():
-        raise ConfigError([f"model.path: {path} holds no model; run the stage that writes it first"])
+        raise ConfigError([f"{key}.path: {path} holds no model; run the stage that writes it first"])
     content, _ = PretrainedConfig.get_config_dict(path)
     kind = content.get("model_type", "")
     if kind in FAMILIES:
@@ -48,7 +52,7 @@ def check_architecture(config: ModelConfig) -> None:
     if kind == "llava_llama":  # written by the original LLaVA code, as SPA-VL's checkpoints are
         remedy = f"convert it first: jobs/convert_llava.py direction=to_hub source={path} target=<new folder>"
     raise ConfigError(
-        [f"model.path: {path} is a {kind or 'nameless'} model ({found}), which is not supported: {remedy}"]
+        [f"{key}.path: {path} is a {kind or 'nameless'} model ({found}), which is not supported: {remedy}"]
     )
 
 
@@ -75,11 +79,16 @@ class Processor:
         self._reserved = tuple(dict.fromkeys([IMAGE_TAG, family.placeholder, *tokenizer.all_special_tokens]))
 
     @classmethod
-    def load(cls, config: ModelConfig) -> Self:
-        """Read tokenizer and image processor of `config.path` (nothing else of the model is loaded)."""
+    def load(cls, config: ModelConfig, key: str = "model") -> Self:
+        """Read tokenizer and image processor of `config.path` (nothing else of the model is loaded).
+
+        Raises ConfigError for a model or an adapter that cannot be used; `key` is what `config` is called in the
+        configuration.
+        """
         from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-        check_architecture(config)
+        check_architecture(config, key)
+        check_adapter(config, f"{key}.adapter")
         path = resolve(config.path)
         image_processor = AutoImageProcessor.from_pretrained(path)
         family = family_of(AutoConfig.from_pretrained(path), image_processor)

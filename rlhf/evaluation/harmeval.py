@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from rlhf.batch import Prompt
 from rlhf.config import Config, ModelConfig, resolve
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import ImageFolder, Row, UniqueIds, read_rows, text_of, without_image_tag
 from rlhf.errors import ConfigError, DataError, RowError
 from rlhf.evaluation.benchmark import Item, class_label
+from rlhf.rollout.base import ignored_by_engines
 
 ROWS = 265  # of each half: 5 for each of 53 leaf classes
 CLASSES = ("class1", "class2", "class3")
@@ -37,6 +40,12 @@ class HelpEvalConfig(HarmEvalConfig):
 
     baseline: ModelConfig
     """The model to compare with, usually the one before alignment; it answers the same prompts in the same way."""
+
+    @model_validator(mode="after")
+    def _engine_can_load_it(self) -> HelpEvalConfig:
+        if problems := ignored_by_engines(self.baseline, "helpeval.baseline"):
+            raise ConfigError(problems)
+        return self
 
 
 def read_harmeval(

@@ -6,13 +6,13 @@ which task and attribute a row is about is taken from the row itself.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlhf.data.rows import decoded, read_lines
 from rlhf.errors import DataError, RowError
 from rlhf.evaluation.privacy import refusal_verdict, told_attributes
 from rlhf.evaluation.statistics import wilson_interval
@@ -61,16 +61,11 @@ class Answer:
 def read_answers(path: Path) -> list[Answer]:
     """The answers of one file in the seed's format. Raises DataError for a bad row or for rows of several tasks."""
     answers = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}", source=str(path)) from None
-    for number, line in enumerate(lines):
-        if line.strip():
-            try:
-                answers.append(_answer(json.loads(line)))
-            except (ValueError, RowError) as error:
-                raise RowError(str(error), source=str(path), row=number) from None
+    for number, line in read_lines(path):
+        try:
+            answers.append(_answer(decoded(line)))
+        except (ValueError, RowError) as error:
+            raise RowError(str(error), source=str(path), row=number) from None
     if not answers:
         raise DataError("no answers in it", source=str(path))
     if len(tasks := sorted({answer.task for answer in answers})) > 1:

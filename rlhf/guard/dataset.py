@@ -19,7 +19,7 @@ import yaml
 
 from rlhf.data.prepared import file_hash
 from rlhf.errors import ConfigError
-from rlhf.guard.augment import Augmentation, Sample, augmented
+from rlhf.guard.augment import Augmentation, Sample, augmented, is_default
 from rlhf.guard.labels import Annotation, is_unambiguous
 from rlhf.guard.policy import build_policy
 from rlhf.guard.prompt import GuardRequest, guard_row
@@ -113,7 +113,7 @@ def write_dataset(
     if not parts["train"]:
         raise ConfigError(["quotas: the test and validation sets take every image; lower them or annotate more"])
     even = [copied(sample, copy) for sample, copy in balanced(parts["train"], seed)]
-    plain = [one for one in parts["train"] if not one.overrides]
+    plain = [one for one in parts["train"] if is_default(one.augmentation, one.overrides)]
     files: dict[str, tuple[list[Sample], Sequence[str]]] = {
         "all_data": (built.samples, keys),
         **{name: (samples, keys) for name, samples in parts.items()},

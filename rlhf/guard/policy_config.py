@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rlhf.config import Config, resolve
 from rlhf.errors import ConfigError
-from rlhf.guard.policy import KEYS, Policy, age_policy, build_policy, load_policy
+from rlhf.guard.policy import KEYS, Policy, age_policy, build_policy, file_hashes, load_policy
 from rlhf.guard.taxonomy import taxonomy
 
 
@@ -22,7 +22,7 @@ class PolicyConfig(Config):
     text: str | None = None
     """A file with the policy's own words, for weights that were trained on them; the taxonomy names its categories."""
     sha256: str | None = None
-    """text: refuse a file whose text, image tag and blanks around it removed, has another hash."""
+    """text: refuse another file; of the file, of it without its image tag (both are published), or of `Policy.text`."""
     age: int | None = None
     """The age-rated policy for viewers of 3, 7, 12, 16 or 18 years instead."""
     keys: tuple[str, ...] = KEYS
@@ -48,7 +48,10 @@ class PolicyConfig(Config):
         chosen = taxonomy(resolve(self.taxonomy))
         if self.text is None:
             return build_policy(chosen, self.overrides, self.keys)
-        policy = load_policy(Path(resolve(self.text)), chosen.names, self.keys)
-        if self.sha256 is not None and policy.sha256 != self.sha256:
-            raise ConfigError([f"policy.sha256: {policy.name} has {policy.sha256}, expected {self.sha256}"])
+        path = Path(resolve(self.text))
+        policy = load_policy(path, chosen.names, self.keys)
+        hashes = {**file_hashes(path), "sha256_of_policy": policy.sha256}
+        if self.sha256 is not None and self.sha256 not in hashes.values():
+            has = ", ".join(f"{name} {value}" for name, value in hashes.items())
+            raise ConfigError([f"policy.sha256: {policy.name} has {has}, expected {self.sha256}"])
         return policy

@@ -24,6 +24,7 @@ from rlhf.guard.augment import EXCEPTIONS, Sample
 from rlhf.guard.guards import EndpointConfig
 from rlhf.guard.policy import build_policy
 from rlhf.guard.taxonomy import NONE, Taxonomy
+from rlhf.guard.verdict import whole_characters
 from rlhf.ledger import Ledger
 from rlhf.openai_chat import OpenAIChat
 
@@ -139,8 +140,8 @@ def finish(sample: Sample, text: str, taxonomy: Taxonomy) -> Sample:
 
 
 def clean(text: str) -> str:
-    """A generated rationale without the end of its JSON, quotes, braces and line breaks."""
-    text = _CLOSING.sub("", text.strip())
+    """A generated rationale without the end of its JSON, quotes, braces, line breaks and halves of characters."""
+    text = whole_characters(_CLOSING.sub("", text.strip()))
     return " ".join(re.sub(r"[\"{}]|\\n|\\", " ", text).split())
 
 
@@ -218,7 +219,7 @@ def _rationale_of(reply: str, task: _Task, name: str) -> tuple[str, str]:
     if start >= 0 and '"rating"' in reply:  # the endpoint did not continue but answered on its own
         try:
             said, _ = json.JSONDecoder().raw_decode(reply, start)
-        except ValueError:
+        except (ValueError, RecursionError):
             return "", "the reply is broken JSON"
         if (said.get("rating"), said.get("category")) != (task.rating, name):
             return "", "the reply argues for another label"

@@ -90,6 +90,16 @@ class Taxonomy:
         return f"{category.name}:\n{body}"
 
 
+def id_in(name: str) -> str:
+    """The id in a category's full name: "O2" of "O2: Violence, Harm, or Cruelty"."""
+    return name.partition(":")[0].strip()
+
+
+def is_none(name: str) -> bool:
+    """Whether a category's name or id is the one for none, whatever the taxonomy calls it."""
+    return id_in(name) == NONE
+
+
 @lru_cache(maxsize=16)
 def taxonomy(name: str = "default") -> Taxonomy:
     """A packaged taxonomy ("default", "eu", "tiny", "tiny_answers") or one from a YAML file of the same form.
@@ -108,7 +118,7 @@ def taxonomy(name: str = "default") -> Taxonomy:
     needed = set(VARIANTS) if lines else {*_RULES, "exempt", "sensitive"}
     problems += [f"{path}: no text for {word!r}" for word in sorted(needed - set(words))]
     categories = tuple(_category(path, one, lines, problems) for one in content["categories"])
-    ids = [category.id for category in categories]
+    ids = [*(category.id for category in categories), NONE]
     problems += [f"{path}: category {name!r} occurs twice" for name in sorted({n for n in ids if ids.count(n) > 1})]
     if content["none"].get("id") != NONE:
         problems.append(f"{path}: the category for none must have the id {NONE!r}, found {content['none'].get('id')!r}")

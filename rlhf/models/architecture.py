@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.config import resolve
 from rlhf.errors import ConfigError
 from rlhf.models.families import FAMILIES, family_of
-from rlhf.models.keys import Part, part_of
+from rlhf.models.keys import Names, Part, part_of
 from rlhf.models.known import known_config, known_names
 
 
@@ -47,6 +47,7 @@ class Architecture:
     tower_layers: int
     tower_intermediate: int
     tower_patches: int  # that become one visual token
+    names: Names  # of parameters, in memory and on disk
 
     def count(self, *parts: Part) -> int:
         """Elements of these parts, of the whole model if none is named."""
@@ -119,4 +120,5 @@ def _describe(name: str, config: Any, shapes: Sequence[tuple[str, tuple[int, ...
         tower_layers=tower.layers,
         tower_intermediate=tower.intermediate,
         tower_patches=tower.patches,
+        names=family.names,
     )

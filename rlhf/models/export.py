@@ -39,11 +39,11 @@ def _write(learner: Learner, backbone: VisionLanguage, folder: Path) -> None:
             state.update({name: tensor.cpu().clone() for name, tensor in bucket})
     if dist.get_rank() == 0:
         if backbone.lora is not None:
-            learned = any(parameter.requires_grad for parameter in backbone.projector.parameters())
-            projector = backbone.family.projector_path if learned else None
+            projector = any(parameter.requires_grad for parameter in backbone.projector.parameters())
             base = resolve(backbone.processor.config.path)
+            state = _unquantised(backbone, state)
             save_adapter(state, backbone.lora, base, projector, folder / ADAPTER_FOLDER)
-            state = merged(_unquantised(backbone, state), backbone.lora.scale)
+            state = merged(state, backbone.lora.scale)
         save_pretrained(backbone.vlm.config, backbone.vlm.generation_config, state, folder)
         backbone.processor.save(folder)
     dist.barrier()

@@ -10,6 +10,9 @@ from typing import Literal
 Names = tuple[tuple[str, str], ...]
 """Beginnings of names in memory, and what the hub's checkpoints have instead."""
 
+PROJECTORS = ("multi_modal_projector", "visual.merger")
+"""LLaVA's, and Qwen's, which is inside its tower."""
+
 Part = Literal["tower", "projector", "language", "lm_head"]
 
 LLAVA: Names = (
@@ -55,5 +58,10 @@ def part_of(name: str) -> Part:
 
 
 def is_projector(name: str) -> bool:
-    """Whether a parameter, by any of its names, belongs to the projector (Qwen's is the merger in its tower)."""
-    return "multi_modal_projector." in name or "visual.merger." in name
+    """Whether a parameter, by any of its names, belongs to the projector."""
+    return projector_of(name) is not None
+
+
+def projector_of(name: str) -> str | None:
+    """The module of the projector that a parameter, by any of its names, belongs to."""
+    return next((module for module in PROJECTORS if f"{module}." in name), None)

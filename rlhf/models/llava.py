@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from rlhf.batch import TokenBatch
 from rlhf.config import LoraConfig, ModelConfig, TrainableConfig, resolve
 from rlhf.data.processor import Processor, check_architecture
-from rlhf.errors import ConfigError, DataError, TrainingError
+from rlhf.errors import DataError, TrainingError
+from rlhf.models.adapters import check_adapter
 from rlhf.models.families import FAMILIES, Family
 from rlhf.models.features import FrozenTower, TensorCache
 from rlhf.models.keys import part_of, to_hub
@@ -141,12 +142,13 @@ def load(config: ModelConfig, trainable: TrainableConfig | None, processor: Proc
     """Read a model directory; `trainable=None` freezes everything (reference, reward model).
 
     Under a live `HfDeepSpeedConfig` of stage 3 the parameters arrive partitioned; a frozen tower is gathered whole.
-    Raises ConfigError if there is no model, or one of another architecture.
+    Raises ConfigError if there is no model, one of another architecture, or an adapter of another base.
     """
     from transformers import AutoModelForImageTextToText
 
     path = resolve(config.path)
     check_architecture(config)
+    check_adapter(config)
     processor = processor or Processor.load(config)
     vlm = AutoModelForImageTextToText.from_pretrained(
         path,
@@ -158,8 +160,6 @@ def load(config: ModelConfig, trainable: TrainableConfig | None, processor: Proc
     if trainable is None or not trainable.vision_tower:
         tower = FrozenTower(_detach_tower(vlm, processor.family), processor)
     if config.adapter is not None:
-        if config.quantise != "none":
-            raise ConfigError(["model.adapter cannot be merged into quantised weights: set model.quantise=none"])
         merge_into(vlm, Path(resolve(config.adapter)))
     if trainable is not None and trainable.gradient_checkpointing:
         vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

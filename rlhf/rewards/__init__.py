@@ -43,7 +43,10 @@ def single_rewards(config: RewardConfig) -> list[tuple[str, PartConfig]]:
         return [("reward", config)]
     parts: dict[str, Sequence[WeightedConfig | CostConfig]] = {"rewards": config.rewards, "costs": config.costs}
     return [
-        (f"reward.{key}.{place}.reward", one.reward) for key, found in parts.items() for place, one in enumerate(found)
+        (f"reward.{key}.{place}.reward", one.reward)
+        for key, found in parts.items()
+        for place, one in enumerate(found)
+        if one.reward is not None
     ]
 
 
@@ -52,7 +55,11 @@ def learned_rewards(config: RewardConfig) -> list[tuple[str, LearnedRewardConfig
     return [(key, one) for key, one in single_rewards(config) if isinstance(one, LearnedRewardConfig)]
 
 
+def guard_rewards(config: RewardConfig) -> list[GuardRewardConfig]:
+    """The guards in a configuration, wherever they answer."""
+    return [one for _, one in single_rewards(config) if isinstance(one, GuardRewardConfig)]
+
+
 def guard_engines(config: RewardConfig) -> list[tuple[ModelConfig, RolloutConfig]]:
     """The guards in a configuration that answer in the reward's own process: what they are and their engines."""
-    guards = [one for _, one in single_rewards(config) if isinstance(one, GuardRewardConfig)]
-    return [(one.model, one.rollout) for one in guards if one.model is not None]
+    return [(one.model, one.rollout) for one in guard_rewards(config) if one.model is not None]

@@ -5,6 +5,7 @@ The attributes are those of Safe-LLaVA (seed page, section 1.1); hair is allowed
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,6 +79,14 @@ def word_list(name: str) -> frozenset[str]:
 
 
 @lru_cache(maxsize=8)
+def words_digest() -> str:
+    """A hash of all lexicons: what was scrubbed with other words is not finished."""
+    state = hashlib.sha256()
+    for file in sorted(_LEXICONS.glob("*.yaml")):
+        state.update(file.read_bytes())
+    return state.hexdigest()[:12]
+
+
 def _read(name: str) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((_LEXICONS / f"{name}.yaml").read_text(encoding="utf-8"))
     return found

@@ -106,10 +106,8 @@ def one(name: str, small: bool) -> list[measure.Row]:
         if name == "engine":
             engine()
             return []
-        if name == "vlguard":
-            show("vlguard_judging", **vlguard.run(folder, small))
-            return []
         benches: dict[str, Callable[[], list[measure.Row]]] = {
+            "vlguard": lambda: vlguard.run(folder, repeats, small),
             "head": lambda: head.run(repeats, small),
             "lora": lambda: adapters.run(folder, 8),
             "dpo": lambda: preference.run(folder, rows, repeats),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf.models.adapters import merge_directory
 from rlhf.models.keys import from_hub, part_of
 from tests.integration.conftest import Trained
 
@@ -32,7 +33,7 @@ def test_zero3_trains_and_exports_other_architectures(learners: dict[str, Traine
 
 
 @pytest.mark.parametrize("kind", ["llava_onevision", "qwen2_5_vl"])
-def test_lora_moves_what_pefts_format_carries(learners: dict[str, Trained], kind: str) -> None:
+def test_lora_moves_what_pefts_format_carries(learners: dict[str, Trained], tmp_path: Path, kind: str) -> None:
     """Adapters and projector; it has no place for a newline embedding."""
     run = learners[f"{kind} lora two"]
     assert all(result["moved"] > 0.01 and result["as_loaded"] < 1e-6 for result in run.results)
@@ -45,6 +46,11 @@ def test_lora_moves_what_pefts_format_carries(learners: dict[str, Trained], kind
     adapter = run.folder / "exported" / "adapter"
     torch.testing.assert_close(run.answers(adapter=adapter), run.trained, atol=2e-4, rtol=0)
     assert_peft_loads(run, adapter, after)
+    settings = run.model.model_copy(update={"adapter": str(adapter)})
+    merge_directory(settings, tmp_path / "merged")
+    ours = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.equal(ours[name], after[name]) for name in after if from_hub(name, run.names) in still)
+    torch.testing.assert_close(run.answers(tmp_path / "merged"), run.trained, atol=2e-4, rtol=0)
 
 
 def assert_peft_loads(run: Trained, adapter: Path, exported: dict[str, torch.Tensor]) -> None:

@@ -39,7 +39,7 @@ SCHEMAS: dict[str, type[Config]] = {
     "safe_world": TinyWorldConfig,
     "guard_world": TinyWorldConfig,
     "guard_data": GuardDataConfig,
-    **dict.fromkeys(("guard_evaluate", "guard_answers"), GuardConfig),
+    **dict.fromkeys(("guard_evaluate", "guard_answers", "guard_baseline"), GuardConfig),
     "guard_reward_proof": GuardProofConfig,
     "annotate_images": AnnotateConfig,
     "moderate_images": ModerateConfig,
@@ -123,11 +123,13 @@ def test_online_presets_fill_one_node_of_eight_gpus(name: str) -> None:
 def test_the_guarded_preset_is_ppos_with_another_reward_a_bound_and_harmless_prompts() -> None:
     plain, guarded = (load(OnlineConfig, CONFIGS / "7b" / f"{name}.yaml") for name in ("ppo", "ppo_guard"))
     one, other = plain.model_dump(), guarded.model_dump()
-    assert {key for key in one if one[key] != other[key]} == {"run", "data", "reward", "constraints"}
+    assert {key for key in one if one[key] != other[key]} == {"run", "data", "reward", "constraints", "selection"}
     assert other["reward"]["rewards"][0]["reward"] == one["reward"]
-    assert {key for key in one["data"] if one["data"][key] != other["data"][key]} == {"keywords"}
+    assert {key for key in one["data"] if one["data"][key] != other["data"][key]} == {"keywords", "validation"}
     (bound,) = guarded.constraints
     assert (bound.name, bound.max) == ("over_refusal", 0.05)
+    assert guarded.selection is not None
+    assert (guarded.selection.every, guarded.selection.bounds.over_refusal) == (guarded.run.checkpoint_every, 0.05)
     assert [cost["reward"]["of"] for cost in other["reward"]["costs"]] == [("Benign",)]
 
 

@@ -216,11 +216,19 @@ def test_multipliers_follow_their_costs_and_are_part_of_the_state(model_path: st
     assert [row["constraint/over_refusal_lambda"] for row in rows] == pytest.approx([0.0, 0.8])
     assert [row["constraint/over_refusal"] for row in rows] == [0.5, 0.5]
     assert rows[1]["score/shaped_mean"] < rows[0]["score/shaped_mean"]
+    assert [row["score/invalid/guard_answer"] for row in rows] == [0.25, 0.25]
+    samples = [json.loads(line) for line in (folder.path / "samples.jsonl").read_text().splitlines()]
+    assert [one["invalid"] for one in samples[:4]] == [["guard_answer"], [], [], []]
     folder.close()
 
 
 class CostlyReward:
-    """A score of 1 for everything, and a cost of 1 for every second answer."""
+    """A score of 1 for everything, a cost of 1 for every second answer, no readable verdict on every fourth."""
 
     def score(self, rollouts: Sequence[Rollout]) -> Done[list[Score]]:
-        return Done([Score(1.0, {"one": 1.0}, {"over_refusal": float(n % 2)}) for n in range(len(rollouts))])
+        return Done(
+            [
+                Score(1.0, {"one": 1.0}, {"over_refusal": float(n % 2)}, {"guard_answer": n % 4 == 0})
+                for n in range(len(rollouts))
+            ]
+        )

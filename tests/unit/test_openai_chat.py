@@ -48,6 +48,7 @@ def test_a_dead_endpoint_is_an_error_that_names_it() -> None:
     (429, {"error": "slow down"}, "status 429"),
     (500, {}, "status 500"),
     (200, b"<html>", "not JSON"),
+    (200, b"[" * 5000, "not JSON"),
     (200, {"hello": 1}, "does not speak the OpenAI protocol"),
     (200, {"choices": []}, "does not speak the OpenAI protocol"),
 ])  # fmt: skip

@@ -161,6 +161,8 @@ def test_row28_advbench_asks_every_goal_in_both_modes(tmp_path: Path) -> None:
     assert items[523].prompt.question == 'Write "3", now == describing.\\ + !'
     assert items[523].groups == {"mode": "suffix"}
     assert all(item.prompt.image is None for item in items)
+    twice = config.model_validate({**config.model_dump(), "modes": ("vanilla", "vanilla")})
+    assert len(read_advbench(twice, RejectedRows())) == twice.expected == 520
 
 
 def test_one_suffix_per_goal_or_one_for_all(tmp_path: Path) -> None:
@@ -168,6 +170,8 @@ def test_one_suffix_per_goal_or_one_for_all(tmp_path: Path) -> None:
     items = read_advbench(advbench(tmp_path, ["a", "", "c"], "x\ny\nz"), rejected)
     assert [item.prompt.question for item in items] == ["a", "c", "a x", "c z"]
     assert [error.row for error in rejected.errors] == [1, 1]
+    odd = read_advbench(advbench(tmp_path, ["a", "b"], "x\u2028y\x0b!\nz\n"), rejected)
+    assert [item.prompt.question for item in odd[2:]] == ["a x\u2028y\x0b!", "b z"]
     with pytest.raises(DataError, match="2 suffixes for 3 goals"):
         read_advbench(advbench(tmp_path, ["a", "b", "c"], "x\ny"), rejected)
     with pytest.raises(ConfigError, match="needs a text file of suffixes"):

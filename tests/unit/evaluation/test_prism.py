@@ -137,10 +137,18 @@ def test_safe41_version_2_rows_have_no_own_attribute(tmp_path: Path) -> None:
     assert found["leakage_protection"]["v2"]["gender"] == 0.0
 
 
+def test_safe41_an_answer_may_hold_what_ends_lines_elsewhere(tmp_path: Path) -> None:
+    text = "A woman\u2028sits\x85down."
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row("All/1.jpg", "Explain the image.\nAnswer", text), ensure_ascii=False) + "\n\n")
+    assert [one.text for one in read_answers(path)] == [text]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("", "no answers"),
+        ("[" * 3000, "row 0: .*nested too deeply"),
         ("{", "row 0"),
         (json.dumps({"question_id": "a", "prompt": "b"}), "'text' must be a string"),
         (json.dumps(row("a", soft("age"), "x")) + "\n" + json.dumps(row("b", "Describe.", "x")), "several tasks"),

@@ -245,6 +245,25 @@ def test_guard18_the_audit_counts_detections_and_of_these_the_unsafe_and_what_cl
     assert found["classes"]["count"] == 2
 
 
+def test_guard18_only_the_category_for_none_counts_as_none(tmp_path: Path) -> None:
+    """Every taxonomy calls it NA, and a name that begins with these letters is a category."""
+    path = tmp_path / "theirs.parquet"
+    names = ["NARCOTICS: drugs", "NA", "NA: None applying", "NA: nothing", None, "O6: NA"]
+    table = {"rating": ["Unsafe"] * len(names), "category": names}
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+    found = audit(path)
+    assert found["categories"] == ["NARCOTICS: drugs", "O6: NA", "no category named"]
+    assert found[WHOLE]["detected"] == 3
+
+
+def test_guard14_half_a_character_in_a_rationale_does_not_cost_the_table(tmp_path: Path) -> None:
+    text = answer_text(POLICY, "Safe", [NOTHING], "A ball.").replace("ball", "b\\ud800ll")
+    row = annotation_row(Found("set", 0, "0.png", "/0.png"), Answer("", text, 5, False, 0.25), POLICY, "weights")
+    assert write_annotations(tmp_path / "annotations.parquet", [row]) == 1
+    (read,) = pyarrow.parquet.read_table(tmp_path / "annotations.parquet").to_pylist()
+    assert (read["status"], read["rationale"], read["raw"]) == ("json", "A b\ufffdll.", text)
+
+
 def test_guard18_a_table_of_somebody_else_needs_a_rating_alone(tmp_path: Path) -> None:
     path = tmp_path / "theirs.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"rating": ["Unsafe", "Safe", "Review Needed"]}), path)

@@ -20,6 +20,7 @@ from rlhf.errors import ConfigError, DataError, RowError
 from rlhf.guard.augment import Augmentation, Sample, augment, augmented
 from rlhf.guard.dataset import build_samples, version
 from rlhf.guard.labels import Annotation
+from rlhf.guard.metrics import align, evaluate, read_truths
 from rlhf.guard.splits import QuotaConfig, balanced, copied, split_images
 from rlhf.guard.taxonomy import taxonomy
 
@@ -261,6 +262,26 @@ def test_guard09_the_job_writes_files_that_the_sft_job_reads(files: Path) -> Non
     assert run(job(files)) == manifest
     with pytest.raises(ConfigError, match="was built from other version; give another folder"):
         run(job(files, version="v22"))
+
+
+def test_guard09_what_people_rated_under_an_exception_is_no_row_of_the_default_policy(files: Path) -> None:
+    """The file to train on and the block of the evaluation mean the same rows."""
+    rows = json.loads((files / "annotations.json").read_text())
+    for number, score in ((8, "Non-Violating Exception"), (9, "Sensitive Exception")):
+        rows[number] |= {"category": "O6", "score": score}
+    (files / "annotations.json").write_text(json.dumps(rows))
+    run(job(files, quotas=QuotaConfig(test_none=1, test_safe=0, test_unsafe=0, eval_none=0, eval_safe=0)))
+    built = files / "built"
+    truths = read_truths(built / "train.json", RejectedRows())
+    found = evaluate(align(truths, {}))
+    plain = [row["id"] for row in json.loads((built / "train_default_policy.json").read_text())]
+    assert "7_v2" in plain
+    assert not {"8_v2", "9_v2"} & set(plain)
+    assert found["default_policy"]["rows"] == len(plain)
+    exceptions = {one.id for one in truths if one.id in ("8_v2", "9_v2")}
+    drawn = [one for one in truths if one.augmentation == "v2"]
+    assert len(exceptions) == 2
+    assert found["all"]["strict"]["policy_exceptions"] == len(drawn) + len(exceptions)
 
 
 def test_guard09_the_same_seed_gives_the_same_bytes(files: Path) -> None:

@@ -16,7 +16,7 @@ from rlhf.data.rejected import RejectedRows
 from rlhf.errors import ConfigError, EndpointError
 from rlhf.guard.generators import Drawn, FolderConfig, ImagesEndpointConfig, Wanted
 from rlhf.guard.moderation import moderate, read_wanted, statistics
-from rlhf.guard.policy import build_policy
+from rlhf.guard.policy import Policy, build_policy
 from rlhf.guard.prompt import GuardRequest
 from rlhf.guard.taxonomy import taxonomy
 from rlhf.guard.verdict import Verdict, answer_text, parse_verdict
@@ -86,13 +86,27 @@ def test_guard17_statistics_count_prompts_by_their_category_and_pictures_by_the_
     assert statistics([])["prompts"]["share"] is None
 
 
+def test_guard17_narcotics_are_a_category_and_a_rationale_may_hold_half_a_character() -> None:
+    policy = Policy("mine", "NARCOTICS: drugs, NA: nothing", ("NARCOTICS: drugs", NOTHING))
+    text = json.dumps({"rating": "Safe", "category": "NARCOTICS: drugs", "rationale": "A \ud800."})
+
+    def verdicts(requests: Sequence[GuardRequest], attempt: int) -> dict[str, Verdict]:
+        return {one.id: parse_verdict(text, one.policy) for one in requests}
+
+    made = moderate(WANTED[:2], policy, Pictures(), verdicts, 1)
+    assert statistics(made)["verdict_categories"]["NARCOTICS: drugs"]["pictures"] == 2
+    assert made[0].line()["rationale"] == "A \ufffd."
+    json.dumps(made[0].line(), ensure_ascii=False).encode()
+
+
 def test_guard17_prompts_are_read_from_lists_and_lines(tmp_path: Path) -> None:
-    rows = [{"id": 1, "prompt": "a ball", "category": "toys"}, {"id": 1, "prompt": "again"}, {"id": 2, "prompt": " "}]
+    rows = [{"id": 1, "prompt": "a\u2028ball", "category": "toys"}, {"id": 1, "prompt": "again"}]
+    rows += [{"id": 2, "prompt": " "}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "a.jsonl").write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     for name in ("a.json", "a.jsonl"):
         rejected = RejectedRows()
-        assert read_wanted(tmp_path / name, rejected) == [Wanted("1", "a ball", "toys")]
+        assert read_wanted(tmp_path / name, rejected) == [Wanted("1", "a\u2028ball", "toys")]
         assert [error.row for error in rejected.errors] == [1, 2]
 
 

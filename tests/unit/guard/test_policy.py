@@ -58,6 +58,7 @@ def test_guard01_a_taxonomy_of_ones_own_names_every_mistake(tmp_path: Path) -> N
     content["categories"][0].pop("banned")
     content["categories"][1]["bans"] = ["x"]
     content["categories"][3]["id"] = "O3"
+    content["categories"][4]["id"] = "NA"
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError) as caught:
@@ -66,6 +67,7 @@ def test_guard01_a_taxonomy_of_ones_own_names_every_mistake(tmp_path: Path) -> N
     assert "category O1: 'banned' is missing or empty" in message
     assert "category O2: unknown key 'bans'" in message
     assert "category 'O3' occurs twice" in message
+    assert "category 'NA' occurs twice" in message
     assert str(path) in message
     with pytest.raises(ConfigError, match=r"packaged are ages, default, eu, tiny"):
         taxonomy("defualt")
@@ -176,6 +178,9 @@ def test_guard02_a_policy_as_a_section_of_a_configuration(tmp_path: Path) -> Non
     path.write_text("Rules.\n" + "\n".join(NAMES) + "\n<image>\n")
     digest = hashlib.sha256(("Rules.\n" + "\n".join(NAMES)).encode()).hexdigest()
     assert PolicyConfig(text=str(path), sha256=digest).build().sha256 == digest
+    for published in (path.read_bytes(), path.read_bytes().replace(b"<image>", b"")):
+        known = hashlib.sha256(published).hexdigest()
+        assert PolicyConfig(text=str(path), sha256=known).build().sha256 == digest
     path.write_text("Other rules.\n" + "\n".join(NAMES))
     with pytest.raises(ConfigError, match=f"expected {digest}"):
         PolicyConfig(text=str(path), sha256=digest).build()

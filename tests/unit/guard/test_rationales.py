@@ -123,6 +123,19 @@ def test_guard10_an_endpoint_that_is_gone_stops_the_job_and_keeps_what_is_writte
         assert len(Ledger(images / "ledger", settings.made_by).entries) == 1
 
 
+def test_guard10_a_reply_that_is_nested_too_deeply_or_holds_half_a_character_harms_nothing(images: Path) -> None:
+    samples = [Sample("1", "a.png", "O2", "x", "Unsafe"), Sample("2", "b.png", "O2", "x", "Safe")]
+    deep = '{"rating": "Unsafe", "category": ' + "[" * 5000
+
+    def reply(request: dict[str, Any]) -> tuple[int, str]:
+        return 200, deep if '"Unsafe"' in request["messages"][1]["content"] else "One \ud800 man hits another."
+
+    with chat_server(reply) as server:
+        made, failed = ask(samples, images, config(server, tries=1))
+    assert [(one.id, one.rationale) for one in made] == [("2", "One \ufffd man hits another.")]
+    assert failed == {"the reply is broken JSON": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [

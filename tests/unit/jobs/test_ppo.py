@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from jobs.before_after import show
 from jobs.ppo_spa_vl import read_inputs
 from rlhf.config import load
 from rlhf.data.synthetic import WorldSizes, write_world
-from rlhf.errors import DataError
+from rlhf.errors import DataError, PromptTooLongError
 from rlhf.online_config import OnlineConfig
 from tests.fakes import tiny_model, tiny_reward_model
 
@@ -47,12 +49,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_who_waits_for_the_end_of_a_run_is_told_what_to_look_into(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"step": step, "score/invalid/g[0]/guard_answer": 0.3, "response/length": 40 - step} for step in range(30)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert show(tmp_path) == {}
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("look into: ")]
+    assert [line.split(": ")[1] for line in told] == [
+        "30.0% of g[0]/guard_answer's verdicts are invalid (30.0% of the last ones)",
+        "answers shrank from 36 to 14 tokens",  # 40 - 3.5 and 40 - 25.5
+    ]
+
+
 def test_all_three_sets_of_prompts_are_read_and_checked(folder: Path, tmp_path: Path) -> None:
     inputs = read_inputs(config_of(folder), tmp_path)
     assert len(inputs.prompts) == 24
     assert Counter(prompt.kind for prompt in inputs.evaluation) == {"harmful": 4, "biometric": 4, "benign": 4}
     assert Counter(prompt.kind for prompt in inputs.validation) == {"harmful": 5, "biometric": 5, "benign": 5}
     assert all(prompt.answer for prompt in inputs.validation if prompt.kind == "benign")
+
+
+def test_a_guard_that_has_no_room_for_the_longest_question_and_its_answer_is_refused_before_anything_starts(
+    folder: Path, tmp_path: Path
+) -> None:
+    def with_guard(context: int) -> OnlineConfig:
+        guard = (
+            f"{{kind: guard, model: {{path: {folder}/policy, dtype: float32, template: llava_hf, max_length: 512}}, "
+            f"rollout: {{max_length: {context}}}, policy: {{taxonomy: tiny}}, decoding: {{max_new_tokens: 8}}}}"
+        )
+        return config_of(
+            folder, f"reward={{kind: mixture, rewards: [{{name: g, weight: 1.0, reward: {guard}}}]}}", "constraints=[]"
+        )
+
+    assert len(read_inputs(with_guard(512), tmp_path).prompts) == 24
+    with pytest.raises(PromptTooLongError, match=r"no room for 32 new tokens in a context of 256"):  # 24 and 8
+        read_inputs(with_guard(256), tmp_path)
 
 
 def test_a_checkpoint_is_not_chosen_by_what_is_reported(folder: Path, tmp_path: Path) -> None:

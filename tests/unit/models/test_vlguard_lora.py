@@ -51,7 +51,7 @@ def test_vlguard07_adapters_train_and_merge_into_the_same_model(
         for parameter in learns.values():  # what training would do
             parameter.add_(0.02 * torch.randn_like(parameter))
         trained = policy(tokens)[0]
-    save_adapter(named, section.lora, tiny.path, "model.multi_modal_projector", tmp_path / "adapter")
+    save_adapter(named, section.lora, tiny.path, True, tmp_path / "adapter")
     merged = PolicyModel(llava.load(tiny.model_copy(update={"adapter": str(tmp_path / "adapter")}), None, processor))
     with torch.no_grad():
         again = merged.eval()(tokens)[0]

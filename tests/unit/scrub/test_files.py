@@ -100,7 +100,10 @@ def test_safe05_lineage_and_audit_say_what_was_changed(tmp_path: Path) -> None:
     assert all(line["engine"] == "rules" and line["before"] != line["after"] for line in ledger)
     audit = {row["attribute"]: row for row in json.loads((tmp_path / "out" / "audit.json").read_text())}
     assert (audit["age"]["answer_turns"], audit["age"]["refused_answers"], audit["age"]["cues"]) == (2, 1, 2)
-    assert (audit["gender"]["answer_turns"], audit["gender"]["question_turns"], audit["gender"]["cues"]) == (1, 0, 2)
+    assert (audit["gender"]["answer_turns"], audit["gender"]["cues"]) == (1, 2)
+    told = ("question_turns", "question_turns_after", "answer_turns_after")
+    for attribute in ("age", "gender"):  # "How old is the man?" keeps its words
+        assert [audit[attribute][one] for one in told] == [1, 1, 0]
     assert audit["race"]["cues"] == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<del>young woman</del>" in page.replace("</del><del>", "")
