@@ -56,8 +56,11 @@ class PolicyRank(LearnerRank):
         from rlhf.models.lora import wire_name
         from rlhf.rollout.weights import pack
 
-        named = [(n, p) for n, p in self.learner.module.backbone.vlm.named_parameters() if p.requires_grad]
-        for bucket in self.learner.gathered([(wire_name(name), tensor) for name, tensor in named]):
+        backbone = self.learner.module.backbone
+        named = [
+            (wire_name(n, backbone.family.names), p) for n, p in backbone.vlm.named_parameters() if p.requires_grad
+        ]
+        for bucket in self.learner.gathered(named):
             if self.rank == 0:
                 yield pack(bucket)
 

@@ -66,8 +66,8 @@ class ModelConfig(Config):
     """Attention kernel; flash_attention_2 needs a GPU and the `flash` extra."""
     max_length: int = Field(default=2048, ge=16)
     """Context: prompt, image tokens and response together, in tokens."""
-    template: Literal["v1", "plain", "llava_hf", "qwen"] = "v1"
-    """Prompt format, shared by training, rollouts, reward and evaluation."""
+    template: Literal["v1", "plain", "llava_hf", "qwen", "qwen_vl"] = "v1"
+    """Prompt format, shared by training, rollouts, reward and evaluation; qwen_vl is that of Qwen2(.5)-VL."""
     pad_to_square: bool = True
     """Pad images to a square with the image processor's mean colour (CLIP's in LLaVA-1.5) first, as LLaVA does."""
     feature_cache_mb: int = Field(default=1024, ge=0)

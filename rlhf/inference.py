@@ -265,10 +265,9 @@ def write_answers(path: Path, prompts: Sequence[Prompt], answers: Mapping[str, A
 
 
 def _query(prompt: Prompt, processor: Processor) -> str:
-    has_image = prompt.image is not None
+    tag = "" if prompt.image is None else IMAGE_TAG
     turns = [*prompt.history, (prompt.question, None)]
-    rendered = render(processor.template, turns, has_image=has_image, eos="", reserved=())
-    return rendered.text.replace(IMAGE_TAG, "", 1) if has_image else rendered.text
+    return render(processor.template, turns, image_tag=tag, eos="", reserved=()).text.replace(tag, "", 1)
 
 
 def _sort_out(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rlhf.config import DeepSpeedConfig, OptimizerConfig
 from rlhf.errors import CheckpointError, ConfigError, NonFiniteError
-from rlhf.models.keys import PROJECTOR
+from rlhf.models.keys import is_projector
 
 Micro = TypeVar("Micro")
 Objective = Callable[[Any, Micro], tuple[Tensor, dict[str, Tensor]]]
@@ -215,8 +215,8 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
     """
     trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     apart = config.projector_lr is not None
-    projector = [parameter for name, parameter in trainable if apart and PROJECTOR in name]
-    others = [parameter for name, parameter in trainable if not (apart and PROJECTOR in name)]
+    projector = [parameter for name, parameter in trainable if apart and is_projector(name)]
+    others = [parameter for name, parameter in trainable if not (apart and is_projector(name))]
     if apart and not projector:
         raise ConfigError(["optimizer.projector_lr is set, but the projector is frozen: set trainable.projector=true"])
     groups = []

@@ -19,7 +19,8 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from rlhf.config import DeepSpeedConfig, TrainableConfig
-from rlhf.models.architecture import Architecture, Parameter, Part
+from rlhf.models.architecture import Architecture, Parameter
+from rlhf.models.keys import Part
 from rlhf.models.token_logprobs import CHUNK, KEPT
 
 GIB = 2**30
@@ -212,9 +213,9 @@ def decoder_layer(architecture: Architecture, width: int, load: Load) -> int:
 
 
 def tower_layer(architecture: Architecture, width: int, load: Load) -> int:
-    """Bytes that one CLIP layer of a learning tower keeps: per token w (8 d + 3 i), d and i its widths."""
+    """Bytes that one CLIP layer of a learning tower keeps: per patch w (8 d + 3 i), d and i its widths."""
     a = architecture
-    return width * (8 * a.tower_width + 3 * a.tower_intermediate) * load.images * _image_tokens(a, load)
+    return width * (8 * a.tower_width + 3 * a.tower_intermediate) * load.images * _patches(a, load)
 
 
 def outside_layers(architecture: Architecture, width: int, load: Load) -> int:
@@ -222,7 +223,7 @@ def outside_layers(architecture: Architecture, width: int, load: Load) -> int:
     a = architecture
     head = a.query_width // a.heads
     per_token = (4 + 2 * width) * a.hidden + 4 + 2 * width * head + 9
-    per_visual = width * (a.tower_width + 2 * a.hidden)
+    per_visual = width * (a.tower_patches * a.tower_width + 2 * a.hidden)
     return per_token * load.tokens + per_visual * load.images * _image_tokens(a, load)
 
 
@@ -262,7 +263,7 @@ def activations(
     layers = architecture.layers
     tower = tower_layer(architecture, width, load) if trainable.vision_tower else 0
     if trainable.gradient_checkpointing:
-        visual = load.images * _image_tokens(architecture, load) if tower else 0
+        visual = load.images * _patches(architecture, load) if tower else 0
         inputs = (
             layers * architecture.hidden * load.tokens + architecture.tower_layers * architecture.tower_width * visual
         )
@@ -274,7 +275,7 @@ def activations(
 
 def image_features(architecture: Architecture, load: Load, dtype: str) -> int:
     """Device bytes of a frozen tower's output for one micro-batch, and of encoding one image."""
-    a, width, tokens = architecture, WIDTHS[dtype], _image_tokens(architecture, load)
+    a, width, tokens = architecture, WIDTHS[dtype], _patches(architecture, load)
     one = width * (tokens + 1) * (a.tower_width * (a.tower_layers + 1) + 3 * a.tower_intermediate + 4 * a.tower_width)
     return width * load.images * tokens * a.tower_width + one
 
@@ -287,3 +288,7 @@ def kv_bytes_per_token(architecture: Architecture, dtype: str) -> int:
 def _image_tokens(architecture: Architecture, load: Load) -> int:
     # a tower without a fixed number of tokens can fill the whole context
     return architecture.image_tokens if architecture.image_tokens is not None else load.length
+
+
+def _patches(architecture: Architecture, load: Load) -> int:
+    return architecture.tower_patches * _image_tokens(architecture, load)

@@ -11,7 +11,12 @@ from typing import Any
 from rlhf.config import ModelConfig, TrainableConfig
 from rlhf.errors import ConfigError
 
-_WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start of a name
+_WHOLE = [
+    "model.vision_tower",
+    "model.multi_modal_projector",
+    "model.visual",
+    "lm_head",
+]  # matched from the start of a name
 
 
 def quantisation(config: ModelConfig, trainable: TrainableConfig | None) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def test_known_models_have_their_published_number_of_parameters(seven: Architect
     large = read_architecture("llava-hf/llava-onevision-qwen2-7b-ov-hf")
     assert large.count() == 8_030_348_832 + 2 * 64 * large.hidden  # its head is not tied
     assert read_architecture("AIML-TUDA/LlavaGuard-v1.2-7B-OV-hf").parameters == large.parameters
+    assert read_architecture("Qwen/Qwen2.5-VL-3B-Instruct").count() == 3_754_622_976
+    assert read_architecture("Qwen/Qwen2.5-VL-7B-Instruct").count() == 8_292_166_656
     assert seven.count("projector") == 20_979_712
     assert seven.count("tower") == 303_507_456
     assert seven.image_tokens == 576

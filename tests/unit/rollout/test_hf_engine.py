@@ -10,7 +10,7 @@ import torch
 from rlhf.config import ModelConfig
 from rlhf.data.processor import Processor
 from rlhf.errors import PromptTooLongError, WeightSyncError
-from rlhf.models.keys import to_hub
+from rlhf.models.keys import LLAVA, to_hub
 from rlhf.rollout import build_engine
 from rlhf.rollout.base import RolloutConfig, Sampling
 from rlhf.rollout.hf_engine import HfEngine, processed_logprobs
@@ -76,7 +76,7 @@ def test_an_update_replaces_weights_and_refuses_answers_meanwhile(engine: HfEngi
     prompts, greedy = make_prompts(pictures, 2), Sampling(max_new_tokens=8, temperature=0)
     before = engine.generate(prompts, greedy)
     head = torch.randn(engine._model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
-    bucket = pack([(to_hub("lm_head.weight"), head)])
+    bucket = pack([(to_hub("lm_head.weight", LLAVA), head)])
     engine.begin_update(3)
     engine.load_bucket(bucket)
     assert engine.version == -1
