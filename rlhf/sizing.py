@@ -16,12 +16,15 @@ from rlhf.memory import (
     Kind,
     Load,
     activations,
+    dequantised,
+    frozen_bytes,
     image_features,
     kv_bytes_per_token,
     model_states,
     split,
 )
 from rlhf.models.architecture import Architecture, read_architecture
+from rlhf.models.quantised import partition_problem
 from rlhf.online_config import LearnerConfig, OnlineConfig
 from rlhf.preference_config import PreferenceConfig
 from rlhf.rewards import single_rewards
@@ -76,8 +79,9 @@ def online_roles(config: OnlineConfig, device_bytes: int, read: Callable[[str], 
         answers = config.sampling.max_new_tokens if kind == "policy" else 0
         load = Load(part.micro_rows, length, answers, model.attention, part.micro_rows)
         footprint = learning(architecture, model, part.trainable, part.deepspeed, load, kind, placed)
-        levers = learner_levers(f"{role}.", f"{role}.micro_rows", f"roles.{role}", part.micro_rows, placed)
-        return RoleMemory(role, placed, footprint, (*levers, *apart(role, placed)), notes)
+        levers = learner_levers(f"{role}.", f"{role}.micro_rows", f"roles.{role}", part.micro_rows, placed, model)
+        problem = partition_problem(model, part.deepspeed)
+        return RoleMemory(role, placed, footprint, (*levers, *apart(role, placed)), notes, problem)
 
     found = [learner("policy", config.policy, config.model, "policy", roles.policy)]
     if config.critic and roles.critic:
@@ -128,8 +132,9 @@ def preference_roles(
     part, rows = config.policy, 2 * config.policy.micro_rows
     load = Load(rows, model.max_length, answer, model.attention, rows)
     footprint = learning(architecture, model, part.trainable, part.deepspeed, load, "policy", roles.policy)
-    levers = learner_levers("policy.", "policy.micro_rows", "roles.policy", part.micro_rows, roles.policy)
-    policy = RoleMemory("policy", roles.policy, footprint, (*levers, *apart("policy", roles.policy)))
+    levers = learner_levers("policy.", "policy.micro_rows", "roles.policy", part.micro_rows, roles.policy, model)
+    levers, problem = (*levers, *apart("policy", roles.policy)), partition_problem(model, part.deepspeed)
+    policy = RoleMemory("policy", roles.policy, footprint, levers, problem=problem)
     rows = 2 * config.reference.micro_rows
     footprint = frozen(
         architecture, model, Load(rows, model.max_length, answer, model.attention, rows), "policy", roles.reference
@@ -148,8 +153,9 @@ def supervised_roles(config: SupervisedConfig, kind: Kind, read: Callable[[str],
     rows, length = config.batch.micro_rows * (2 if kind == "scalar" else 1), config.model.max_length
     load = Load(rows, length, length - (architecture.image_tokens or 0), config.model.attention, rows)
     footprint = learning(architecture, config.model, config.trainable, config.deepspeed, load, kind, config.workers)
-    levers = learner_levers("", "batch.micro_rows", "workers", config.batch.micro_rows, config.workers)
-    return [RoleMemory("workers", config.workers, footprint, levers)]
+    levers = learner_levers("", "batch.micro_rows", "workers", config.batch.micro_rows, config.workers, config.model)
+    problem = partition_problem(config.model, config.deepspeed)
+    return [RoleMemory("workers", config.workers, footprint, levers, problem=problem)]
 
 
 def learning(
@@ -163,10 +169,11 @@ def learning(
 ) -> Footprint:
     """One rank of a role that learns. A frozen vision tower is whole on every rank, beside DeepSpeed."""
     on_gpu = placed.gpus > 0
-    states = model_states(split(architecture, trainable, kind), deepspeed, placed.ranks, model.dtype, on_gpu)
-    rest = Footprint(
-        activations=activations(architecture, load, trainable, kind, model.dtype), runtime=_runtime(on_gpu)
-    )
+    sizes = split(architecture, trainable, kind, model.quantise)
+    states = model_states(sizes, deepspeed, placed.ranks, model.dtype, on_gpu)
+    working = activations(architecture, load, trainable, kind, model.dtype)
+    working += dequantised(architecture, model.dtype, model.quantise)
+    rest = Footprint(activations=working, runtime=_runtime(on_gpu))
     if trainable.lora is not None and trainable.projector:  # its first state, for the reference inside the policy
         rest += Footprint(weights=WIDTHS[model.dtype] * architecture.count("projector"))
     return states + rest + (Footprint() if trainable.vision_tower else _tower(architecture, model, load))
@@ -174,9 +181,10 @@ def learning(
 
 def frozen(architecture: Architecture, model: ModelConfig, load: Load, kind: Kind, placed: RoleConfig) -> Footprint:
     """One rank of a role that never learns: a whole copy, forward passes only."""
+    working = activations(architecture, load, None, kind, model.dtype)
     states = Footprint(
-        weights=WIDTHS[model.dtype] * architecture.count("projector", "language", "lm_head"),
-        activations=activations(architecture, load, None, kind, model.dtype),
+        weights=frozen_bytes(architecture, model.dtype, model.quantise),
+        activations=working + dequantised(architecture, model.dtype, model.quantise),
         runtime=_runtime(placed.gpus > 0),
     )
     return states + _tower(architecture, model, load)
@@ -230,13 +238,16 @@ def _engine_levers(engine: RolloutConfig, key: str, role: str) -> tuple[Lever, .
     )
 
 
-def learner_levers(section: str, rows_key: str, placed_key: str, rows: int, placed: RoleConfig) -> tuple[Lever, ...]:
+def learner_levers(
+    section: str, rows_key: str, placed_key: str, rows: int, placed: RoleConfig, model: ModelConfig
+) -> tuple[Lever, ...]:
     """What may lower a learning role's memory, cheapest first; not every lever helps or is allowed."""
+    partition = () if model.quantise != "none" else ((f"{section}deepspeed.zero_stage=3",),)
     smaller = tuple((f"{rows_key}={size}",) for size in (rows // 2, rows // 4, 1) if 1 <= size < rows)
     return (
         *dict.fromkeys(smaller),
         (f"{section}trainable.gradient_checkpointing=true",),
-        (f"{section}deepspeed.zero_stage=3",),
+        *partition,
         *((f"{placed_key}.ranks={placed.ranks * factor}",) for factor in (2, 4, 8)),
         (f"{section}deepspeed.offload=true",),
     )

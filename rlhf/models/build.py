@@ -11,6 +11,7 @@ from rlhf.data.processor import Processor
 from rlhf.errors import ConfigError
 from rlhf.learner import Learner, deepspeed_dict, partition_while_loading
 from rlhf.models.llava import VisionLanguage, load
+from rlhf.models.quantised import partition_problem
 
 
 def build_learner(
@@ -27,8 +28,8 @@ def build_learner(
     All ranks call it, inside their process group. Raises ConfigError if there is no such model or it
     cannot be trained as asked.
     """
-    if model.quantise != "none" and deepspeed.zero_stage == 3:
-        raise ConfigError([f"model.quantise={model.quantise}: ZeRO-3 cannot partition quantised weights; use stage 2"])
+    if problem := partition_problem(model, deepspeed):
+        raise ConfigError([problem])
     partition = partition_while_loading(deepspeed_dict(deepspeed, optimizer, model.dtype))
     learner = Learner(kind(load(model, trainable, processor)), optimizer, deepspeed, model.dtype, total_steps)
     del partition  # it had to live until here

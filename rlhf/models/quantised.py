@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from rlhf.config import ModelConfig, TrainableConfig
+from rlhf.config import DeepSpeedConfig, ModelConfig, TrainableConfig
 from rlhf.errors import ConfigError
 
 _WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start of a name
@@ -36,3 +36,10 @@ def quantisation(config: ModelConfig, trainable: TrainableConfig | None) -> dict
             llm_int8_skip_modules=_WHOLE,
         )
     return {"quantization_config": settings}
+
+
+def partition_problem(config: ModelConfig, deepspeed: DeepSpeedConfig) -> str:
+    """Why quantised weights cannot be trained under this stage; "" if they can."""
+    if config.quantise == "none" or deepspeed.zero_stage != 3:
+        return ""
+    return f"model.quantise={config.quantise}: ZeRO-3 cannot partition quantised weights; use stage 2"

@@ -154,6 +154,29 @@ def test_lora_makes_the_policy_small() -> None:
     assert lora.weights > full.weights  # the base stays, adapters and the first projector come on top
 
 
+def test_row21_row30_the_doctor_counts_quantised_weights_and_refuses_to_partition_them() -> None:
+    """A reward model under LoRA with ZeRO-2: 6.5 G matrix elements of 2 bytes, of 1, and of half a byte and a bit."""
+    path = ROOT / "jobs" / "configs" / "7b" / "reward_model_lora.yaml"
+    weights = {}
+    for quantise in ("none", "int8", "nf4"):
+        asked = question(path, "deepspeed.zero_stage=2", f"model.quantise={quantise}")
+        role = size(asked).roles["workers"]
+        assert role.problem == ""
+        assert (("deepspeed.zero_stage=3",) in role.levers) == (quantise == "none")
+        weights[quantise] = role.footprint.weights / GIB
+    assert weights["none"] - weights["int8"] == pytest.approx(6.03, abs=0.01)
+    assert weights["none"] - weights["nf4"] == pytest.approx(8.95, abs=0.01)
+    whole = size(question(path, "model.quantise=nf4"))
+    assert whole.problems(whole.devices[0], Room(80 * GIB, 24 * GIB))[0].startswith("model.quantise=nf4: ZeRO-3 cannot")
+
+
+def test_a_quantised_reward_model_is_smaller_inside_the_rewards_process() -> None:
+    plain, small = (
+        size(question(PPO_7B, f"reward.model.quantise={quantise}")).roles["reward"] for quantise in ("none", "nf4")
+    )
+    assert (plain.footprint.weights - small.footprint.weights) / GIB == pytest.approx(8.95, abs=0.01)
+
+
 def test_a_reward_models_batch_holds_both_answers(tmp_path: Path) -> None:
     model = tiny_model(tmp_path)
     config = load(RewardJobConfig, REWARD, [f"model.path={model.path}"])
