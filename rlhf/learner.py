@@ -126,10 +126,12 @@ class Learner:
     def step(self, micro_batches: Sequence[Micro], objective: Objective[Micro]) -> dict[str, float]:
         """Exactly one optimizer step over this rank's micro-batches.
 
-        Returns the objective's statistics summed over them (this rank's part of the global means) plus grad_norm and
-        lr. Raises NonFiniteError on every rank if a loss or a gradient is not finite on any; the weights are then
-        unchanged, and it counts as no step.
+        Returns the objective's statistics summed over them (this rank's part of the global means) plus grad_norm, lr
+        and memory_gib (`peak_gib`). Raises NonFiniteError on every rank if a loss or a gradient is not finite on any;
+        the weights are then unchanged, and it counts as no step.
         """
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.engine.train()
         totals: dict[str, Tensor] = {}
         world = dist.get_world_size()
@@ -146,7 +148,7 @@ class Learner:
         norm = self._step()
         self.steps += 1
         result = {name: float(value) for name, value in totals.items()}
-        return {**result, "grad_norm": norm, "lr": lr}
+        return {**result, "grad_norm": norm, "lr": lr, "memory_gib": peak_gib()}
 
     def gathered(self, named: Sequence[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
         """Whole tensors, bucket by bucket of about `bucket_elements`; valid until the next bucket is asked for."""
@@ -206,6 +208,14 @@ class Learner:
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)  # all ranks stop together instead of waiting for one
         if not int(finite):
             raise NonFiniteError(f"the loss of step {self.steps} is not finite on some rank (here: {float(loss)})")
+
+
+def peak_gib() -> float:
+    """GiB at the worst moment: of tensors on this process's GPU in the step, or of all its resident memory so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # not ru_maxrss, which a process inherits from the one that started it
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
