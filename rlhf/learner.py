@@ -48,17 +48,18 @@ def join_process_group(backend: str) -> None:
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
-def deepspeed_dict(config: DeepSpeedConfig, optimizer: OptimizerConfig, dtype: str) -> dict[str, Any]:
+def deepspeed_dict(config: DeepSpeedConfig, optimizer: OptimizerConfig | None, dtype: str) -> dict[str, Any]:
     """DeepSpeed's own configuration. Accumulation is 1 because the learner marks the borders itself."""
     zero: dict[str, Any] = {"stage": config.zero_stage, "stage3_param_persistence_threshold": config.whole_below}
     if config.offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
+        if optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
         if config.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": optimizer.max_grad_norm,
+        "gradient_clipping": optimizer.max_grad_norm if optimizer else 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": dtype == "bfloat16"},
         "zero_allow_untested_optimizer": True,
@@ -74,6 +75,15 @@ def partition_while_loading(config: dict[str, Any]) -> object | None:
     from transformers.integrations import HfDeepSpeedConfig
 
     return HfDeepSpeedConfig(config)
+
+
+def partitioned(module: nn.Module, config: dict[str, Any]) -> Any:
+    """A module that never learns, shared out over the ranks, which call the result together and equally often."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=module.eval().requires_grad_(False), config=config)
+    engine.eval()
+    return engine
 
 
 @contextmanager

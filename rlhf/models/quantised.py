@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from rlhf.config import DeepSpeedConfig, ModelConfig, TrainableConfig
+from rlhf.config import ModelConfig, TrainableConfig
 from rlhf.errors import ConfigError
 
 _WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start of a name
@@ -38,8 +38,8 @@ def quantisation(config: ModelConfig, trainable: TrainableConfig | None) -> dict
     return {"quantization_config": settings}
 
 
-def partition_problem(config: ModelConfig, deepspeed: DeepSpeedConfig) -> str:
-    """Why quantised weights cannot be trained under this stage; "" if they can."""
-    if config.quantise == "none" or deepspeed.zero_stage != 3:
+def partition_problem(config: ModelConfig, partitioned: bool) -> str:
+    """Why quantised weights cannot be shared out over ranks, if they are to be; "" if they can."""
+    if config.quantise == "none" or not partitioned:
         return ""
-    return f"model.quantise={config.quantise}: ZeRO-3 cannot partition quantised weights; use stage 2"
+    return f"model.quantise={config.quantise}: ZeRO-3 cannot partition quantised weights; use stage 2, or whole weights"
