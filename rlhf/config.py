@@ -170,6 +170,14 @@ class RoleConfig(Config):
     """Share the placement-group bundles of this other role."""
 
 
+class FrozenRoleConfig(RoleConfig):
+    """Ray resources of a role that never learns, and where its weights are."""
+
+    weights: Literal["whole", "partitioned", "offloaded"] = "whole"
+    """whole: on every rank, and a rank that dies is replaced alone; partitioned: each rank holds a share (ZeRO-3) and
+    fetches the layer that it is at; offloaded: the shares are in host memory, also with one rank."""
+
+
 class BatchConfig(Config):
     """Batch sizes in rows; global unless the name says otherwise. Nothing is rounded."""
 

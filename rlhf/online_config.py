@@ -11,6 +11,7 @@ from rlhf.algorithms import AlgorithmConfig
 from rlhf.config import (
     Config,
     DeepSpeedConfig,
+    FrozenRoleConfig,
     ModelConfig,
     OptimizerConfig,
     RoleConfig,
@@ -88,9 +89,10 @@ class RolesConfig(Config):
     policy: RoleConfig
     critic: RoleConfig | None = None
     """Only for algorithms with a critic (PPO)."""
-    reference: RoleConfig | None = None
+    reference: FrozenRoleConfig | None = None
     """Unset: the policy's own ranks with their adapters off (needs policy.trainable.lora); costs no memory."""
-    reward: RoleConfig
+    reward: FrozenRoleConfig
+    """`weights` is about reward models; a guard's engine loads its own whole."""
     rollout: RoleConfig
     backend: Literal["gloo", "nccl"] = "gloo"
     """Collectives of the policy's and the critic's ranks: nccl on GPUs, gloo on CPUs."""

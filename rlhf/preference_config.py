@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlhf.algorithms.dpo import DPOConfig
-from rlhf.config import Config, ModelConfig, RoleConfig, RunConfig
+from rlhf.config import Config, FrozenRoleConfig, ModelConfig, RoleConfig, RunConfig
 from rlhf.data.pairs import PairDataConfig
 from rlhf.online_config import LearnerConfig
 from rlhf.rollout.base import RolloutConfig, ignored_by_engines
@@ -47,7 +47,7 @@ class PreferenceRolesConfig(Config):
     """Ray resources of every role. Engines answer before and after training only, when the other roles are gone."""
 
     policy: RoleConfig
-    reference: RoleConfig
+    reference: FrozenRoleConfig
     rollout: RoleConfig = RoleConfig()
     backend: Literal["gloo", "nccl"] = "gloo"
     """Collectives of the policy's ranks: nccl on GPUs, gloo on CPUs."""

@@ -41,3 +41,10 @@ def quantisation(config: ModelConfig, trainable: TrainableConfig | None) -> dict
             llm_int8_skip_modules=_WHOLE,
         )
     return {"quantization_config": settings}
+
+
+def partition_problem(config: ModelConfig, partitioned: bool) -> str:
+    """Why quantised weights cannot be shared out over ranks, if they are to be; "" if they can."""
+    if config.quantise == "none" or not partitioned:
+        return ""
+    return f"model.quantise={config.quantise}: ZeRO-3 cannot partition quantised weights; use stage 2, or whole weights"
