@@ -79,8 +79,8 @@ def _run(config: PreferenceConfig, folder: RunFolder) -> None:
     own = connect(shared_cores=True)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        for names in (("policy", "reference"), ("rollout",)):  # never at the same time
-            check(plan({name: getattr(config.roles, name) for name in names}), nodes)
+        for together in config.phases().values():
+            check(plan(together), nodes)
         if not (folder.path / "evaluation" / "before.jsonl").exists():
             _answer(config, folder, inputs.evaluation, "before", config.model)
         for attempt in range(config.run.max_restarts + 1):
@@ -107,7 +107,7 @@ def _train(config: PreferenceConfig, folder: RunFolder, inputs: Inputs) -> None:
     from cluster.placement import place
 
     stored = _stored(config, folder, inputs)
-    roles = {"policy": config.roles.policy} | ({} if stored else {"reference": config.roles.reference})
+    roles = config.phases()["training"]
     placement = place(roles)
     began = time.monotonic()
     print(f"starting {' and '.join(roles)} ...", flush=True)
@@ -156,7 +156,7 @@ def _compute(config: PreferenceConfig, todo: list[tuple[ReferenceColumns, Encode
     from cluster.placement import place
 
     print("computing the reference's log-probabilities once ...", flush=True)
-    placement = place({"reference": config.roles.reference})
+    placement = place(config.phases()["columns"])
     try:
         reference = PairReferenceGroup(config, placement)
         with Groups(reference):
@@ -174,7 +174,7 @@ def _answer(
 
     if not prompts:
         return
-    placement = place({"rollout": config.roles.rollout})
+    placement = place(config.phases()["answers"])
     try:
         engines = AnswerGroup(config, placement, model.model_copy(update={"quantise": "none"}))
         with Groups(engines):
