@@ -276,7 +276,7 @@ def _check(experience: Experience, completions: Sequence[Completion], version: i
     if gap > loop.logprob_gap_bound:
         raise LogprobGapError(
             f"engine and learner differ by {gap:.3g} nats on a sampled token (loop.logprob_gap_bound="
-            f"{loop.logprob_gap_bound}): same precision? same weights? sampling.temperature=1?"
+            f"{loop.logprob_gap_bound}): same precision? same weights?"
         )
     return gap
 

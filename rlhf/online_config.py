@@ -26,7 +26,7 @@ from rlhf.selection import SelectionConfig
 
 
 class PromptDataConfig(Config):
-    """Prompts, as preference files in SPA-VL's format (their answers are not used by PPO)."""
+    """Prompts, as files in SPA-VL's format; the answers of preference files are not looked at."""
 
     train: str
     """Keyword configuration: a JSON map from keyword to file (seed page 1.1)."""
@@ -75,7 +75,7 @@ class LoopConfig(Config):
     max_staleness: int = Field(default=0, ge=0)
     """Policy versions that a rollout may be behind."""
     canary_prompts: int = Field(default=8, ge=1)
-    """Fixed image prompts scored by engine and learner after every weight sync."""
+    """The first prompts with an image (if any has one), scored by engine and learner after every weight sync."""
     canary_bound: float = Field(default=0.5, gt=0)
     """Stop if they differ by more than this on any token (nats); 1e-3 suits float32."""
     samples_per_iteration: int = Field(default=8, ge=0)
@@ -128,6 +128,8 @@ class OnlineConfig(Config):
         problems += self._constraints_of_nothing()
         if self.sampling.max_new_tokens >= self.rollout.max_length:
             problems.append("sampling.max_new_tokens leaves no room for a prompt in rollout.max_length")
+        if self.sampling.max_new_tokens < 2:
+            problems.append("sampling.max_new_tokens=1 holds no answer: a token and EOS are the least")
         if self.rollout.max_length > self.model.max_length:
             problems.append("rollout.max_length exceeds model.max_length")
         for name, part in (("policy", self.policy), ("critic", self.critic)):

@@ -182,7 +182,7 @@ def test_row24_row25_a_run_writes_its_folder_and_resumes_to_the_same_weights(
 
 def test_truncated_answers_are_flagged_and_pay(model_path: str, tmp_path: Path, prompts: list) -> None:
     """Trap T12."""
-    config = make_config(model_path, tmp_path, "algorithm.truncation_penalty=5.0", "sampling.max_new_tokens=1")
+    config = make_config(model_path, tmp_path, "algorithm.truncation_penalty=5.0", "sampling.max_new_tokens=2")
     roles = make_roles(config, lambda rollout: 1.0)
     done = iterate(OnlineState(), roles, prompts, Processor.load(config.model), config)
     truncated = done.metrics["response/truncated_share"]
