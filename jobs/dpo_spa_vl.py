@@ -23,6 +23,7 @@ from rlhf.data.pairs import EncodedPairs, load_both
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
 from rlhf.errors import DataError, WorkerLostError
+from rlhf.evaluation.before_after import is_recorded
 from rlhf.preference import JudgedPairs, LiveReference, ReferenceSource, StoredReference, fill, train
 from rlhf.preference_config import PreferenceConfig
 from rlhf.reference_columns import ReferenceColumns
@@ -81,7 +82,7 @@ def _run(config: PreferenceConfig, folder: RunFolder) -> None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         for together in config.phases().values():
             check(plan(together), nodes)
-        if not (folder.path / "evaluation" / "before.jsonl").exists():
+        if not is_recorded(folder.path, "before"):
             _answer(config, folder, inputs.evaluation, "before", config.model)
         for attempt in range(config.run.max_restarts + 1):
             try:

@@ -20,6 +20,7 @@ from rlhf.data.processor import Processor, check_architecture
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.spa_vl import load_prompts
 from rlhf.errors import DataError, WorkerLostError
+from rlhf.evaluation.before_after import is_recorded
 from rlhf.models.compatible import check_same_inputs
 from rlhf.online import restore, state_of, take_best, train
 from rlhf.online_config import OnlineConfig
@@ -96,7 +97,7 @@ def _attempt(config: OnlineConfig, folder: RunFolder, inputs: Inputs, placement:
             f"canary gap {sync.canary_gap:.2g}",
             flush=True,
         )
-        if not (folder.path / "evaluation" / "before.jsonl").exists():
+        if not is_recorded(folder.path, "before"):
             _answer(config, folder, team, inputs.evaluation, "before")
         state = train(roles, inputs.prompts, inputs.processor, config, folder, inputs.validation)
         take_best(state, roles, config, folder, inputs.validation)
