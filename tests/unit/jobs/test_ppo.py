@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from jobs.before_after import show
-from jobs.ppo_spa_vl import read_inputs
+from jobs.ppo_spa_vl import read_inputs, run
+from rlhf.checkpoint import RunFolder
 from rlhf.config import load
 from rlhf.data.processor import Processor
 from rlhf.data.synthetic import WorldSizes, write_world
-from rlhf.errors import DataError, PromptTooLongError
+from rlhf.errors import ConfigError, DataError, PromptTooLongError
 from rlhf.online_config import OnlineConfig
 from tests.fakes import tiny_model, tiny_reward_model
 
@@ -134,6 +135,17 @@ def test_row33_the_canary_fits_the_engine_where_its_context_is_the_shorter_one(f
     assert int(canary.tokens.lengths.max()) + 1 <= tight.rollout.max_length < tight.model.max_length
     with pytest.raises(DataError, match="leave no room for 16 new tokens"):
         read_inputs(config_of(folder, *prompt_file(tmp_path, rows), f"rollout.max_length={tokens + 15}"), tmp_path)
+
+
+def test_what_was_refused_may_be_mended_under_the_same_name(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    where = f"run.root={tmp_path}/runs"
+    with pytest.raises(ConfigError, match="unknown keyword 'esy'"):
+        run(config_of(folder, where, "data.keywords=[esy]"))
+    with pytest.raises(DataError, match="leave no room"):
+        run(config_of(folder, where, "sampling.max_new_tokens=100", "rollout.max_length=110"))
+    mended = config_of(folder, where)
+    RunFolder(mended.run, mended).close()
 
 
 def test_a_checkpoint_is_not_chosen_by_what_is_reported(folder: Path, tmp_path: Path) -> None:
