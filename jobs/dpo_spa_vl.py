@@ -59,7 +59,8 @@ def read_inputs(config: PreferenceConfig, folder: Path) -> Inputs:
     pairs, held_out = (
         EncodedPairs(processor, one, rejected, config.algorithm.train_eos) for one in load_both(data, rejected)
     )
-    prompts = evaluation_prompts(data.evaluation, data.evaluation_image_root or data.image_root, rejected)
+    unseen = data.evaluation_image_root or data.image_root
+    prompts = evaluation_prompts("data.evaluation", data.evaluation, unseen, rejected)
     prompts = fitting(prompts, processor, answers.max_new_tokens, answers.engine.max_length, rejected)
     rejected.check(len(pairs) + len(held_out) + len(prompts) + rejected.count, data.max_rejected_share)
     if rejected.count:

@@ -22,9 +22,10 @@ from rlhf.data.spa_vl import load_prompts
 from rlhf.errors import DataError, WorkerLostError
 from rlhf.evaluation.before_after import is_recorded
 from rlhf.models.compatible import check_same_inputs
+from rlhf.models.heads import check_head
 from rlhf.online import restore, state_of, take_best, train
 from rlhf.online_config import OnlineConfig
-from rlhf.rewards import guard_engines, guard_rewards, learned_rewards
+from rlhf.rewards import guard_engines, guard_rewards
 from rlhf.rewards.guard import require_judgeable
 from rlhf.rollout.canary import Canary
 from rlhf.selection import check_prompts
@@ -116,20 +117,19 @@ def read_inputs(config: OnlineConfig, folder: Path) -> Inputs:
     data = config.data
     rejected = RejectedRows(folder / "rejected.jsonl")
     processor = Processor.load(config.model)
-    for key, learned in learned_rewards(config.reward):
-        check_same_inputs(config.model, learned.model, f"{key}.model")
+    for key, scorer in config.scalar_models():
+        check_same_inputs(config.model, scorer, key)
+        check_head(scorer, key)
     for guard, _ in guard_engines(config.reward):
         check_architecture(guard)  # a missing guard is refused before anything starts
-    if config.critic:
-        check_same_inputs(config.model, config.critic.model, "critic.model")
     root = Path(resolve(data.image_root))
     budget, context = config.sampling.max_new_tokens, config.rollout.max_length
     asked = load_prompts(resolve(data.train), data.keywords, root, rejected)
     prompts = fitting(asked, processor, budget, context, rejected)
     unseen = data.evaluation_image_root or data.image_root
     evaluation, validation = (
-        fitting(evaluation_prompts(path, unseen, rejected), processor, budget, context, rejected)
-        for path in (data.evaluation, data.validation)
+        fitting(evaluation_prompts(f"data.{name}", path, unseen, rejected), processor, budget, context, rejected)
+        for name, path in (("evaluation", data.evaluation), ("validation", data.validation))
     )
     rejected.check(len(prompts) + len(evaluation) + len(validation) + rejected.count, data.max_rejected_share)
     if rejected.count:

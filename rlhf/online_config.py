@@ -19,9 +19,9 @@ from rlhf.config import (
     resolve,
 )
 from rlhf.constraints import ConstraintConfig
-from rlhf.rewards import RewardConfig
+from rlhf.rewards import RewardConfig, learned_rewards
 from rlhf.rewards.mixture import MixtureRewardConfig
-from rlhf.rollout.base import RolloutConfig, Sampling, ignored_by_engines
+from rlhf.rollout.base import RolloutConfig, Sampling, devices_missing, ignored_by_engines
 from rlhf.selection import SelectionConfig
 
 
@@ -132,6 +132,13 @@ class OnlineConfig(Config):
             problems.append("sampling.max_new_tokens=1 holds no answer: a token and EOS are the least")
         if self.rollout.max_length > self.model.max_length:
             problems.append("rollout.max_length exceeds model.max_length")
+        problems += [
+            f"{key}.max_length={model.max_length} is less than rollout.max_length={self.rollout.max_length}: it reads "
+            "whole answers with their prompts"
+            for key, model in self.scalar_models()
+            if model.max_length < self.rollout.max_length
+        ]
+        problems += devices_missing("rollout", self.rollout, "roles.rollout", self.roles.rollout)
         for name, part in (("policy", self.policy), ("critic", self.critic)):
             if part is not None and part.trainable.vision_tower:
                 problems.append(f"{name}.trainable.vision_tower: the vision tower is frozen in online training")
@@ -141,6 +148,11 @@ class OnlineConfig(Config):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def scalar_models(self) -> list[tuple[str, ModelConfig]]:
+        """The models with a scalar head, which read the policy's own tokens, with where they stand: rewards, critic."""
+        found = [(f"{key}.model", learned.model) for key, learned in learned_rewards(self.reward)]
+        return [*found, ("critic.model", self.critic.model)] if self.critic else found
 
     def _roles_that_do_not_fit(self) -> list[str]:
         problems = []

@@ -10,7 +10,7 @@ from rlhf.algorithms.dpo import DPOConfig
 from rlhf.config import Config, ModelConfig, RoleConfig, RunConfig
 from rlhf.data.pairs import PairDataConfig
 from rlhf.online_config import LearnerConfig
-from rlhf.rollout.base import RolloutConfig, ignored_by_engines
+from rlhf.rollout.base import RolloutConfig, devices_missing, ignored_by_engines
 
 
 class PreferenceDataConfig(PairDataConfig):
@@ -95,6 +95,7 @@ class PreferenceConfig(Config):
             problems.append("answers.engine.max_length exceeds model.max_length")
         if self.answers.max_new_tokens >= self.answers.engine.max_length:
             problems.append("answers.max_new_tokens leaves no room for a prompt in answers.engine.max_length")
+        problems += devices_missing("answers.engine", self.answers.engine, "roles.rollout", self.roles.rollout)
         if problems:
             raise ValueError("; ".join(problems))
         return self

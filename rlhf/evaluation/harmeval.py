@@ -54,7 +54,8 @@ def read_harmeval(
     """The items of one half with groups class1 to class3; ids are "source:id", or the row number where rows have none.
 
     Images of a parquet file are written into `image_folder`. Bad rows go to `rejected`. Raises DataError for an
-    unusable file, ConfigError for a JSON file without an image root.
+    unusable file, a parquet file without the hub's columns among them, ConfigError for a JSON file without an image
+    root.
     """
     path = Path(resolve(config.path))
     if path.suffix == ".parquet":
@@ -87,7 +88,7 @@ def _item(row: Row, identifier: str, image: str | None, kind: str) -> Item:
 
 def _read_parquet(path: Path, source: str, image_folder: Path, rejected: RejectedRows, kind: str) -> list[Item]:
     items = []
-    for number, row in enumerate(_parquet_rows(path)):
+    for number, row in enumerate(_parquet_rows(path, source)):
         try:
             items.append(_item(row, f"{source}:{number}", _store_image(row["image"], image_folder), kind))
         except DataError as error:
@@ -95,18 +96,25 @@ def _read_parquet(path: Path, source: str, image_folder: Path, rejected: Rejecte
     return items
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, source: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"not a parquet file: {error}", source=str(path)) from None
+        raise DataError(
+            f"not a parquet file: {error}; mend {source}.path, or download it again", source=str(path)
+        ) from None
     with file:
-        missing = [name for name in ("image", "question") if name not in file.schema_arrow.names]
+        found = file.schema_arrow.names
+        missing = [name for name in ("image", "question", *CLASSES) if name not in found]
         if missing:
-            raise DataError(f"column(s) missing: {', '.join(missing)}", source=str(path))
+            raise DataError(
+                f"column(s) missing: {', '.join(missing)} (found: {', '.join(found)}); set {source}.path to the hub's "
+                "parquet file of the split, or to JSON rows",
+                source=str(path),
+            )
         for batch in file.iter_batches(batch_size=_BATCH):
             yield from batch.to_pylist()
 

@@ -83,6 +83,13 @@ def test_row22_a_loss_without_reference_needs_no_such_role(algorithm: str) -> No
         load(PreferenceConfig, tiny, ["roles.reference=null"])
 
 
+def test_row22_an_engine_of_many_gpus_needs_them() -> None:
+    with pytest.raises(
+        ConfigError, match=r"answers\.engine\.tensor_parallel=2 needs as many roles\.rollout\.gpus, not 1"
+    ):
+        load(PreferenceConfig, CONFIGS / "7b" / "dpo.yaml", ["answers.engine.tensor_parallel=2"])
+
+
 def test_row22_a_role_that_is_alone_is_colocated_with_nobody() -> None:
     shared = ["roles.reference.colocate_with=policy", "roles.rollout.colocate_with=policy"]
     phases = load(PreferenceConfig, CONFIGS / "tiny" / "dpo.yaml", shared).phases()

@@ -87,11 +87,22 @@ def test_bad_parquet_rows_and_files(tmp_path: Path) -> None:
     items = read_harmeval(parquet(tmp_path / "a.parquet", rows), "harmeval", tmp_path / "images", rejected)
     assert [item.prompt.id for item in items] == ["harmeval:2"]
     assert [error.row for error in rejected.errors] == [0, 1]
-    with pytest.raises(DataError, match=r"column\(s\) missing: image"):
-        read_harmeval(parquet(tmp_path / "b.parquet", [{"question": "q"}]), "harmeval", tmp_path, rejected)
     (tmp_path / "c.parquet").write_bytes(b"nothing")
     with pytest.raises(DataError, match="not a parquet"):
         read_harmeval(HarmEvalConfig(path=str(tmp_path / "c.parquet")), "harmeval", tmp_path, rejected)
+
+
+@pytest.mark.parametrize("gone", [("image",), ("class1", "class2", "class3"), ("class3",)])
+def test_row28_a_parquet_file_without_the_hubs_columns_names_them_its_key_and_the_remedy(
+    tmp_path: Path, gone: tuple[str, ...]
+) -> None:
+    """Without classes the numbers by class would be missing and nobody would say so."""
+    rows = [{name: value for name, value in hub_row(0).items() if name not in gone}]
+    with pytest.raises(DataError) as caught:
+        read_harmeval(parquet(tmp_path / "b.parquet", rows), "helpeval", tmp_path, RejectedRows())
+    text = str(caught.value)
+    assert f"{tmp_path}/b.parquet: column(s) missing: {', '.join(gone)} (found: " in text
+    assert "set helpeval.path to the hub's parquet file" in text
 
 
 def mm_folder(folder: Path) -> Path:

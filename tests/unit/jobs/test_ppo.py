@@ -137,6 +137,39 @@ def test_row33_the_canary_fits_the_engine_where_its_context_is_the_shorter_one(f
         read_inputs(config_of(folder, *prompt_file(tmp_path, rows), f"rollout.max_length={tokens + 15}"), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "not JSON"),
+        ("[1]", "expected a flat map from keyword to JSON path"),
+    ],
+)
+@pytest.mark.parametrize("key", ["data.evaluation", "data.validation"])
+def test_an_evaluation_map_that_cannot_be_read_is_named_with_its_key(
+    folder: Path, tmp_path: Path, key: str, content: str | None, problem: str
+) -> None:
+    if content is not None:
+        (tmp_path / "map.json").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_inputs(config_of(folder, f"{key}={tmp_path}/map.json"), tmp_path)
+    assert f"{key}: keyword config {tmp_path}/map.json" in str(caught.value)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["reward.rewards.0.reward.model", "critic.model"])
+def test_a_reward_model_without_a_head_is_refused_by_its_directory(folder: Path, tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}\.path: .*policy has no scalar_head.* run jobs/train_reward_model"):
+        read_inputs(config_of(folder, f"{key}.path={folder}/policy"), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["reward.rewards.0.reward.model", "critic.model"])
+def test_row33_a_model_that_could_not_read_the_longest_answer_is_refused(folder: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}\.max_length=64 is less than rollout.max_length=256"):
+        config_of(folder, f"{key}.max_length=64")
+    config_of(folder, f"{key}.max_length=64", "rollout.max_length=64")
+
+
 def test_what_was_refused_may_be_mended_under_the_same_name(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     where = f"run.root={tmp_path}/runs"
