@@ -25,6 +25,13 @@ from rlhf.rollout.base import RolloutConfig, Sampling, devices_missing, ignored_
 from rlhf.selection import SelectionConfig
 
 
+class OnlineRunConfig(RunConfig):
+    """The run, whose steps are iterations."""
+
+    log_every: int = Field(default=1, ge=1)
+    """Iterations between lines of metrics.jsonl; one that is evaluated, and the last, always have theirs."""
+
+
 class PromptDataConfig(Config):
     """Prompts, as files in SPA-VL's format; the answers of preference files are not looked at."""
 
@@ -72,8 +79,6 @@ class LoopConfig(Config):
     """Prompts per round; GRPO and RLOO draw algorithm.group_size answers to each."""
     logprob_gap_bound: float = Field(default=1.0, gt=0)
     """Stop if engine and learner differ by more than this on any sampled token (nats)."""
-    max_staleness: int = Field(default=0, ge=0)
-    """Policy versions that a rollout may be behind."""
     canary_prompts: int = Field(default=8, ge=1)
     """The first prompts with an image (if any has one), scored by engine and learner after every weight sync."""
     canary_bound: float = Field(default=0.5, gt=0)
@@ -104,7 +109,7 @@ class RolesConfig(Config):
 class OnlineConfig(Config):
     """One run."""
 
-    run: RunConfig
+    run: OnlineRunConfig
     model: ModelConfig
     """The policy at the start, which is also the reference."""
     data: PromptDataConfig
@@ -144,6 +149,8 @@ class OnlineConfig(Config):
                 problems.append(f"{name}.trainable.vision_tower: the vision tower is frozen in online training")
         if self.sampling.temperature == 0 or self.sampling.top_p != 1 or self.sampling.top_k != 0:
             problems.append("sampling: the ratio of probabilities needs temperature > 0, top_p = 1 and top_k = 0")
+        if self.sampling.seed:
+            problems.append("sampling.seed: every iteration draws with a seed of its own, made of run.seed; set that")
         problems += ignored_by_engines(self.model)  # and the policy must be what answers
         if problems:
             raise ValueError("; ".join(problems))
