@@ -37,7 +37,7 @@ def question(path: Path, *overrides: str, gpu_gib: float = 80) -> Question:
     return Question(schema_of(path, overrides), path, overrides, Room(int(gpu_gib * GIB), 24 * GIB), READ)
 
 
-@pytest.mark.parametrize("path", [PPO_7B, GUARDED], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [PPO_7B, GUARDED, *PPO_7B.parent.glob("ppo_seed*.yaml")], ids=lambda path: path.stem)
 def test_ppo_of_7b_fits_eight_gpus_of_80_gb(path: Path) -> None:
     """80 GB are 74.5 GiB: the presets fit even those."""
     asked = question(path, gpu_gib=74.5)

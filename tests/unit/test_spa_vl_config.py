@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.evaluate import EvaluationConfig
+from jobs.infer import InferenceConfig
 from jobs.train_reward_model import RewardJobConfig
 from rlhf.config import load
 from rlhf.online_config import OnlineConfig
@@ -36,12 +38,33 @@ def test_row19_row20_the_seed_presets_have_the_numbers_of_the_seed(name: str, lr
     assert config.loop.prompts_per_iteration == algorithm.mini_batch_size == 8  # one update per rollout
     assert config.total_optimizer_steps == 93_258 // 8
     assert algorithm.importance_cap is None
+    assert config.policy.deepspeed.zero_stage == 2
+    # full: said beside the key; ZeRO places state and changes no number
+    assert config.critic.deepspeed.zero_stage == (2 if name == "ppo_seed_lora" else 3)
 
 
 @pytest.mark.parametrize("name", ["ppo", "ppo_guard", "ppo_lora", "ppo_seed", "ppo_seed_lora", "grpo"])
 def test_online_presets_fill_one_node_of_eight_gpus(name: str) -> None:
     config = load(OnlineConfig, CONFIGS / "7b" / f"{name}.yaml")
     assert sum(role.ranks * role.gpus for role in config.roles.present().values()) == 8
+
+
+def test_row27_row28_answers_and_benchmarks_read_what_preparation_writes() -> None:
+    """One folder for each half of the test split, named by the comment that prepares it."""
+    comment = (CONFIGS / "7b" / "prepare_spa_vl.yaml").read_text()
+    infer = load(InferenceConfig, CONFIGS / "7b" / "infer.yaml")
+    evaluate = load(EvaluationConfig, CONFIGS / "7b" / "evaluate.yaml")
+    assert evaluate.harmeval is not None
+    assert evaluate.helpeval is not None
+    halves = {"harm": evaluate.harmeval, "help": evaluate.helpeval}
+    for split, half in halves.items():
+        folder = f"./data/spa_vl_{split}"
+        assert folder in comment
+        assert (half.path, half.image_root) == (f"{folder}/{split}.json", f"{folder}/images")
+    assert (infer.data.prompts, infer.data.image_root) == (halves["harm"].path, halves["harm"].image_root)
+    assert evaluate.helpeval.baseline.path == load(OnlineConfig, CONFIGS / "7b" / "ppo.yaml").model.path
+    assert evaluate.judge.kind == "openai"
+    load(EvaluationConfig, CONFIGS / "7b" / "evaluate.yaml", ["judge={kind: rules}"])
 
 
 def test_the_guarded_preset_is_ppos_with_another_reward_a_bound_and_harmless_prompts() -> None:
