@@ -17,8 +17,9 @@ from rlhf.batch import Prompt
 from rlhf.config import Config, ModelConfig, resolve
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import ImageFolder, Row, UniqueIds, read_rows, text_of, without_image_tag
+from rlhf.data.spa_vl_labels import normal_label
 from rlhf.errors import ConfigError, DataError, RowError
-from rlhf.evaluation.benchmark import Item, class_label
+from rlhf.evaluation.benchmark import Item
 from rlhf.rollout.base import ignored_by_engines
 
 ROWS = 265  # of each half: 5 for each of 53 leaf classes
@@ -80,7 +81,7 @@ def _item(row: Row, identifier: str, image: str | None, kind: str) -> Item:
     question, tags = without_image_tag(text_of(row, "question"))
     if tags > (0 if image is None else 1) or not question:
         raise RowError(f"the question has {tags} <image> tag(s) for {0 if image is None else 1} image, or no text")
-    groups = {name: class_label(text_of(row, name)) for name in CLASSES if row.get(name) is not None}
+    groups = {name: normal_label(text_of(row, name)) for name in CLASSES if row.get(name) is not None}
     answer = text_of(row, "answer") if "answer" in row else ""
     prompt = Prompt(identifier, question, image, kind=kind, category=groups.get("class1", ""), answer=answer)
     return Item(prompt, groups)
