@@ -61,7 +61,7 @@ def estimate(experience: Experience, config: GRPOConfig, kl_coefficient: float) 
     check_finite(experience)
     mask = experience.response_mask
     kl = token_kl(experience.old_logprobs, experience.reference_logprobs, config.kl_estimator)
-    scores = shaped_scores(experience.scores, experience.truncated, config)
+    scores = shaped_scores(experience, config)
     groups = grouped(scores, config.group_size)
     spread = groups.std(dim=1, correction=0, keepdim=True)
     relative = groups - groups.mean(dim=1, keepdim=True)
