@@ -12,7 +12,7 @@ SafeVLError
 ├── TrainingError          learning went wrong; the last good checkpoint is kept
 │   ├── NonFiniteError     a NaN or infinity in a loss, score or gradient
 │   ├── LogprobGapError    engine and learner disagree about the same tokens
-│   ├── StaleRolloutError  a rollout is older than the allowed number of policy versions
+│   ├── StaleRolloutError  a rollout is of another policy version than the present one
 │   └── WeightSyncError    the weights in an engine are not those of the policy
 ├── EndpointError          a model behind an endpoint cannot be reached, or refuses
 │   └── JudgeError         the one that judges answers
@@ -107,7 +107,7 @@ class LogprobGapError(TrainingError):
 
 
 class StaleRolloutError(TrainingError):
-    """A rollout was produced by weights older than the configured bound."""
+    """A rollout was produced by other weights than the policy's present ones."""
 
 
 class WeightSyncError(TrainingError):

@@ -27,7 +27,7 @@ from rlhf.data.template import IMAGE_TAG, render
 from rlhf.errors import ConfigError, DataError, ImageError, PromptTooLongError, RowError
 from rlhf.ledger import write_whole
 from rlhf.models.shards import directory_digest
-from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling, ignored_by_engines
+from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling, devices_missing, ignored_by_engines
 
 ANSWERS_FILE = "answers.json"
 _KINDS = {kind.__name__: kind for kind in (DataError, RowError, ImageError, PromptTooLongError)}
@@ -92,10 +92,7 @@ def misfits(
             f"{asking}.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in a context of "
             f"{context} (rollout.max_length, model.max_length)"
         )
-    if engines.gpus and engines.gpus < rollout.tensor_parallel > 1:
-        problems.append(
-            f"rollout.tensor_parallel={rollout.tensor_parallel} needs as many {working}.gpus, not {engines.gpus:g}"
-        )
+    problems += devices_missing("rollout", rollout, working, engines)
     if engines.colocate_with is not None:
         problems.append(f"{working}.colocate_with: there is no other role here")
     return problems

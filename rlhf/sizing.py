@@ -130,29 +130,32 @@ def reward_role(config: OnlineConfig, sizes: Sizes, length: int, device: int) ->
 def preference_roles(
     config: PreferenceConfig, device_bytes: int, read: Callable[[str], Architecture]
 ) -> list[RoleMemory]:
-    """Policy, reference and the engine of a DPO run, which answers when the other two are gone. Rows are pairs."""
+    """The roles that take part in a DPO run: policy, reference, and the engine when the other two are gone.
+
+    Rows are pairs.
+    """
     architecture, model, roles = read(config.model.path), config.model, config.roles
+    placed = {name: role for together in config.phases().values() for name, role in together.items()}
     answer = model.max_length - (architecture.image_tokens or 0)
     part, rows = config.policy, 2 * config.policy.micro_rows
     load = Load(rows, model.max_length, answer, model.attention, rows)
     footprint = learning(architecture, model, part.trainable, part.deepspeed, load, "policy", roles.policy)
     levers = learner_levers("policy.", "policy.micro_rows", "roles.policy", part.micro_rows, roles.policy, model)
-    levers, problem = (
-        (*levers, *apart("policy", roles.policy)),
-        partition_problem(model, part.deepspeed.zero_stage == 3),
-    )
-    policy = RoleMemory("policy", roles.policy, footprint, levers, problem=problem)
-    rows = 2 * config.reference.micro_rows
-    footprint = frozen(
-        architecture, model, Load(rows, model.max_length, answer, model.attention, rows), "policy", roles.reference
-    )
-    levers = (("reference.micro_rows=1",), *frozen_levers("reference", roles.reference))
-    notes = ("it runs alone, before training",) if config.reference.source == "columns" else ()
-    problem = partition_problem(model, roles.reference.weights != "whole")
-    reference = RoleMemory("reference", roles.reference, footprint, levers, notes, problem)
-    alone = roles.rollout.model_copy(update={"colocate_with": None})
-    engine = engine_role("rollout", config.answers.engine, "answers.engine", model, architecture, alone, device_bytes)
-    return [policy, reference, replace(engine, notes=(*engine.notes, "it runs alone, before and after training"))]
+    levers = (*levers, *apart("policy", roles.policy))
+    problem = partition_problem(model, part.deepspeed.zero_stage == 3)
+    found = [RoleMemory("policy", roles.policy, footprint, levers, problem=problem)]
+    if (reference := roles.reference) is not None and "reference" in placed:
+        rows = 2 * config.reference.micro_rows
+        load = Load(rows, model.max_length, answer, model.attention, rows)
+        footprint = frozen(architecture, model, load, "policy", reference)
+        levers = (("reference.micro_rows=1",), *frozen_levers("reference", reference))
+        notes = ("it runs alone, before training",) if config.reference.source == "columns" else ()
+        problem = partition_problem(model, reference.weights != "whole")
+        found.append(RoleMemory("reference", reference, footprint, levers, notes, problem))
+    if alone := placed.get("rollout"):
+        one = engine_role("rollout", config.answers.engine, "answers.engine", model, architecture, alone, device_bytes)
+        found.append(replace(one, notes=(*one.notes, "it runs alone, before and after training")))
+    return found
 
 
 def supervised_roles(config: SupervisedConfig, kind: Kind, read: Callable[[str], Architecture]) -> list[RoleMemory]:

@@ -26,6 +26,7 @@ from tests.fakes import tiny_model
 
 ROOT = Path(__file__).parents[2]
 PPO_7B = ROOT / "jobs" / "configs" / "7b" / "ppo.yaml"
+DPO_7B = ROOT / "jobs" / "configs" / "7b" / "dpo.yaml"
 GUARDED = ROOT / "jobs" / "configs" / "7b" / "ppo_guard.yaml"
 REWARD = ROOT / "jobs" / "configs" / "tiny" / "reward_model.yaml"
 FILES = sorted((ROOT / "jobs" / "configs").rglob("*.yaml"))
@@ -36,13 +37,28 @@ def question(path: Path, *overrides: str, gpu_gib: float = 80) -> Question:
     return Question(schema_of(path, overrides), path, overrides, Room(int(gpu_gib * GIB), 24 * GIB), READ)
 
 
-@pytest.mark.parametrize("path", [PPO_7B, GUARDED], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [PPO_7B, GUARDED, *PPO_7B.parent.glob("ppo_seed*.yaml")], ids=lambda path: path.stem)
 def test_ppo_of_7b_fits_eight_gpus_of_80_gb(path: Path) -> None:
     """80 GB are 74.5 GiB: the presets fit even those."""
     asked = question(path, gpu_gib=74.5)
     sized = size(asked)
     assert sized.gpus == 8
     assert [sized.problems(device, asked.room) for device in sized.devices] == [[]] * 8
+
+
+def test_roles_of_a_dpo_run_that_never_meet_share_no_device_and_count_once() -> None:
+    """The same eight GPUs for the reference's columns, the policy, and answers; a reference beside it needs more."""
+    answered = ("data.evaluation=./world/test.json", "roles.rollout.colocate_with=policy")
+    asked = question(DPO_7B, *answered, gpu_gib=74.5)
+    sized = size(asked)
+    assert sized.gpus == 8
+    assert [{role for at in phase for role, _ in at.ranks} for phase in sized.phases] == [
+        {"rollout"}, {"reference"}, {"policy"},
+    ]  # fmt: skip
+    assert [sized.problems(device, asked.room) for device in sized.devices] == [[]] * 24
+    assert size(question(DPO_7B, "reference.source=prefetch")).gpus == 16
+    free = size(question(DPO_7B, "algorithm={loss: simpo, beta: 2.0}", "roles.reference=null"))
+    assert set(free.roles) == {"policy"}
 
 
 def test_the_7b_policy_has_the_model_states_of_the_presets_own_comment() -> None:
@@ -267,7 +283,7 @@ def _doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_says_what_fits_and_refuses_what_does_not() -> None:
     good = _doctor("--config", str(PPO_7B), "--device-gib", "80")
     assert good.returncode == 0, good.stderr
-    assert "fits GPUs of 80 GiB" in good.stdout
+    assert "fits 8 GPUs of 80 GiB" in good.stdout
     assert "arXiv 2205.05198" in good.stdout
     bad = _doctor("--config", str(PPO_7B), "--device-gib", "40", "roles.reference.gpus=1", "roles.reward.gpus=0")
     assert bad.returncode == 1
