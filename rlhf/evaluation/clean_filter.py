@@ -175,9 +175,8 @@ class UnitScorer:
         self._path, self._folder = path, folder
         self._judge, self._concurrency = build_cleaner(config)
         self._image_root = Path(resolve(config.image_root)) if config.image_root else None
-        self._patience = Patience(
-            settled=PATIENCE
-        )  # as if behind others: a unit may have one row, and that be too long
+        # as if behind others: a unit may have one row, and that be too long
+        self._patience = Patience(settled=PATIENCE)
 
     def __call__(self, unit: Mapping[str, int]) -> dict[str, int]:
         """Score one unit, given by the fields of its span."""
