@@ -1,0 +1,272 @@
+"""Questions that say a value: "is this a man?", "is she young or old?", "how many women are there?", "who is older?"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from rlhf.scrub.phrases import (
+    Asking,
+    Phrase,
+    Sentence,
+    adjectives_tell,
+    is_animal,
+    is_somebody,
+    kind,
+    noun_phrase,
+    phrase_before,
+    phrase_tells,
+)
+from rlhf.scrub.taxonomy import Attribute, word_list
+
+_APPEARING, _POSTURES = word_list("appearing", "questions"), word_list("postures", "questions")
+_DEMONSTRATIVES = word_list("demonstratives", "questions")
+_THINGS_TOO = word_list("sizes") | word_list("colours")
+_ADJECTIVES_TOO = word_list("also_adjectives")
+_SAID: tuple[tuple[Attribute, frozenset[str]], ...] = (
+    ("age", word_list("said_of_age", "questions")),
+    ("weight", word_list("said_of_weight", "questions")),
+    ("race", word_list("said_of_race", "questions")),
+)
+_LEAD = re.compile(
+    r"^.*\b(?:if|whether) |^(?:(?:do|would|could|can|did) (?:you|we|i) (?:think|say|guess|believe|assume|describe|tell|see)"
+    r"(?: that)?|(?:is|was) it (?:true|possible|likely|correct) that|so|and|then|please|now|, )+ "
+)
+_TAIL = re.compile(
+    r"(?: ,)?(?: (?:right|correct|or not|please|here|there|at all|to you|you think|is (?:he|she|it|n't)|"
+    r"than .*|enough .*|[?.!,]))+$"
+)
+_AGE = (
+    r"(?:(?:over|under|above|below|past|at least|at most|about|around|nearly|almost|more than|less than|older than|"
+    r"younger than|approximately|close to) )"
+)
+_NUMBER = r"(?:\d+|(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?:-\w+)?|eighteen|ten|twelve)"
+_AGE_SAID = re.compile(
+    rf" (?:{_AGE}{_NUMBER}(?: years?(?: old| of age)?)?|(?:{_AGE})?{_NUMBER} years? old|the age of {_NUMBER}|"
+    r"(?:still )?in (?:his|her|their) (?:(?:early|mid|late)[ -])?(?:teens|twenties|thirties|forties|fifties|sixties|\d0 ?'?s))$"
+)
+_THERE = re.compile(
+    r"^(?:how many|(?:is|are|was|were) there(?: (?:both|either|only|also|just|really))?|"
+    r"(?:do|can|could) (?:you|we) (?:see|spot|notice|find|identify)(?: both)?|"
+    r"(?:does|do|did) (?:the|this|that|your) \w+ (?:show|contain|have|include|feature|depict|display)(?: both)?|"
+    r"(?:is|are)(?= (?:an?|any|some|both|no|two) ))(?![\w-])"
+)
+_SHOWN = ("", "?", ".", "present", "visible", "shown", "seen", "pictured", "there", "here", "and", "or", "depicted")
+
+
+def asked_predicates(sentence: Sentence) -> Iterator[Asking]:
+    """What a sentence asks by a value that it says."""
+    if not sentence.asks:
+        return
+    clause = _clause(sentence)
+    said = list(_said(clause)) if clause.words else []
+    yield from said
+    if not any(one.of == "animal" for one in said):
+        yield from _counts(sentence)
+        yield from _nouns_or(sentence)
+
+
+def _clause(sentence: Sentence) -> Sentence:
+    """The sentence without "do you think that", "please" and the like."""
+    tail = _TAIL.search(sentence.joined)
+    if tail:
+        sentence = sentence.up_to(sentence.index(tail.start() + 1) if tail.start() else 0)
+    lead = _LEAD.match(sentence.joined)
+    return sentence.from_word(sentence.index(lead.end())) if lead else sentence
+
+
+def _said(clause: Sentence) -> Iterator[Asking]:
+    """ "Is SUBJECT VALUE?", "SUBJECT is VALUE", "what is SUBJECT, VALUE or VALUE?"."""
+    subject = _subject(clause)
+    if aged := _AGE_SAID.search(clause.joined):
+        if subject and (is_somebody(clause, subject) or is_animal(clause, subject)) and clause.word(0) != "how":
+            yield Asking("age", kind(clause, subject), clause.original(clause.index(aged.start() + 1), len(clause.words)))
+        return
+    start = value_start(clause, subject.end if subject else 0)
+    if start == len(clause.words):
+        return
+    told = value_tells(clause, start)
+    if not told:
+        return
+    whose = _whose(clause, subject, start)
+    if whose in ("person", "animal"):
+        said = clause.original(start, len(clause.words)) if whose == "animal" else ""
+        for attribute in sorted(told):
+            yield Asking(attribute, whose, said)
+
+
+def _subject(clause: Sentence) -> Phrase | None:
+    """Whom a clause speaks of: the first phrase after "is" or "does", or the first of all."""
+    first = clause.tag(0)
+    at = 0
+    if first.startswith(("VB", "VD", "VH", "VM")):
+        at = 1
+    elif clause.word(0) in ("how", "what", "who", "which", "where"):
+        if clause.word(0) == "which" and not clause.tag(1).startswith(("VB", "VV")):
+            at = 1
+        elif clause.word(0) == "who" and clause.word(1) not in ("is", "are") or clause.word(0) == "which":
+            return Phrase(0, 0, 0, 1)
+        elif clause.word(0) == "who":
+            phrase = noun_phrase(clause, 2)
+            return phrase if phrase and "," in clause.words else Phrase(0, 0, 0, 1)
+        else:
+            at = next((place for place, tag in enumerate(clause.tags) if tag.startswith(("VB", "VD"))), 0) + 1
+    if clause.word(at) == "of":
+        at += 1
+    while clause.tag(at).startswith("AV") or clause.word(at) in ("all", "both", "either", "any") and clause.word(at + 1) == "of":
+        at += 1
+        if clause.word(at) == "of":
+            at += 1
+    return noun_phrase(clause, at)
+
+
+def value_start(clause: Sentence, low: int) -> int:
+    """Where the predicate starts that ends a clause: nouns and adjectives that are joined by "or" and "and"."""
+    place = end = len(clause.words)
+    while place > low:
+        start = _item_start(clause, low, place)
+        if start == place:
+            break
+        end = start
+        place = start
+        joined = place
+        while joined > low and clause.word(joined - 1) in ("or", "and", ",", "/"):
+            joined -= 1
+        if joined == place:
+            break
+        place = joined
+    return end
+
+
+def _item_start(clause: Sentence, low: int, end: int) -> int:
+    """Where one part of a predicate starts: "a young man", "very old"; its end if the words are no such part."""
+    start, last = end - 1, clause.word(end - 1)
+    noun = clause.taxonomy.is_person(last) and not (last in clause.taxonomy.modifiers and not _has_article(clause, low, end))
+    if not noun and not _adjective(clause, start):
+        return end
+    while start > low and (
+        _adjective(clause, start - 1) or clause.tag(start - 1).startswith("AV") or clause.word(start - 1) in ("very", "too")
+    ):
+        start -= 1
+    if start > low and (clause.tag(start - 1).startswith(("AT", "DPS")) or clause.word(start - 1) in ("more", "most")):
+        start -= 1
+    return start
+
+
+def _has_article(clause: Sentence, low: int, end: int) -> bool:
+    place = end - 1
+    while place > low and _adjective(clause, place - 1):
+        place -= 1
+    return place > low and clause.word(place - 1) in ("a", "an") or clause.tag(end - 1) == "NN2"
+
+
+def _adjective(clause: Sentence, place: int) -> bool:
+    word = clause.word(place)
+    return bool(_adjective_tells(clause, word)) or clause.tag(place).startswith("AJ")
+
+
+def _adjective_tells(clause: Sentence, word: str) -> set[Attribute]:
+    found = {clause.taxonomy.modifiers[word]} if word in clause.taxonomy.modifiers else set[Attribute]()
+    return found | {attribute for attribute, words in _SAID if word in words}
+
+
+def value_tells(clause: Sentence, start: int) -> set[Attribute]:
+    """What the words of a predicate tell."""
+    found: set[Attribute] = set()
+    for word in clause.words[start:]:
+        found |= clause.told(word) | _adjective_tells(clause, word)
+    return found
+
+
+def _whose(clause: Sentence, subject: Phrase | None, start: int) -> str:
+    """Of whom a predicate is said: "person", "animal", "thing", or "" where the words are no predicate."""
+    values = clause.words[start:]
+    nouns = [word for word in values if clause.taxonomy.is_person(word) and word not in _ADJECTIVES_TOO]
+    plain = not nouns and all(word in _THINGS_TOO for word in values if _adjective_tells(clause, word))
+    before, tag = clause.word(start - 1), clause.tag(start - 1)
+    if start == 0:
+        sure = clause.context.people or clause.context.somebody and not plain
+        return ("person" if sure else "thing") if "or" in values else ""
+    if subject is None or subject.end > start:
+        return ""
+    head = clause.word(subject.head)
+    if (tag.startswith("PRP") or tag.startswith("VV")) and before not in _APPEARING | _POSTURES | {"like"}:
+        return ""
+    if head == "who" or clause.word(0) in ("which", "what", "how", "where"):
+        if nouns and ("or" not in values or head == "who"):
+            compared = clause.told(values[-1]) and any(word.endswith("est") for word in values)
+            return "person" if compared and head == "who" else ""
+        if before not in _APPEARING | {",", "be"}:
+            return ""
+    if head == "there" or clause.word(0) == "there":
+        return ""
+    if head in _DEMONSTRATIVES:
+        if nouns or any(word in _ADJECTIVES_TOO for word in values[1:]) and values[0] in ("a", "an"):
+            return "person" if clause.context.somebody else "animal"
+        return "animal" if not clause.context.somebody else "thing"
+    if head in ("they", "them") and plain and not clause.context.people:
+        return "thing"
+    if head in ("body", "build", "physique") and subject.own == subject.start and before != "of":
+        return "person" if clause.context.somebody else "animal"
+    found = kind(clause, subject)
+    gendered = any("gender" in clause.told(word) for word in nouns)
+    return "person" if found == "thing" and gendered and clause.tag(subject.head).startswith("NN1") else found
+
+
+def _counts(sentence: Sentence) -> Iterator[Asking]:
+    """ "How many women are there?", "Is there an old person?", "Is a woman in the image?"."""
+    opening = _THERE.match(sentence.joined)
+    if opening is None:
+        return
+    there = opening.group() not in ("is", "are")
+    at = sentence.index(opening.end() - 1) + 1
+    while phrase := noun_phrase(sentence, at):
+        if there or sentence.word(phrase.end) in _SHOWN:
+            told = phrase_tells(sentence, phrase)
+            yield from (Asking(attribute, "person") for attribute in sorted(told))
+            if told:
+                return
+        if sentence.word(phrase.end) not in ("and", "or", ","):
+            return
+        at = phrase.end + 1
+
+
+def _nouns_or(sentence: Sentence) -> Iterator[Asking]:
+    """ "Who is taller, the man or the woman?": two nouns for people that tell the same, differently."""
+    for place, word in enumerate(sentence.words):
+        if word != "or":
+            continue
+        left, right = phrase_before(sentence, place - (sentence.word(place - 1) == ",")), _right(sentence, place + 1)
+        if left is None or right is None or sentence.word(left.start - 1) == "for":
+            continue
+        one, other = sentence.word(left.head), sentence.word(right.head)
+        if one in _ADJECTIVES_TOO and left.start == left.head:
+            continue
+        shared = phrase_tells(sentence, left) & phrase_tells(sentence, right)
+        if one == other:
+            shared &= adjectives_tell(sentence, sentence.words[left.own : left.head], one)
+        if sentence.words[left.own : left.end] != sentence.words[right.own : right.end]:
+            yield from (Asking(attribute, "person") for attribute in sorted(shared))
+        elif one == other:
+            continue
+
+
+def _right(sentence: Sentence, at: int) -> Phrase | None:
+    while sentence.word(at) in ("is", "it", "this", "that", "are", "these", "they", "he", "she"):
+        at += 1
+    return noun_phrase(sentence, at)
+
+
+def same_told(sentences: list[Sentence]) -> set[Attribute]:
+    """What two of several options tell, each in its own way: "A. man B. woman"."""
+    told: list[tuple[str, set[Attribute]]] = []
+    for one in sentences:
+        phrase = noun_phrase(one, 0)
+        if phrase is not None and is_somebody(one, phrase):
+            told.append((one.word(phrase.head), phrase_tells(one, phrase)))
+    found: set[Attribute] = set()
+    for place, (head, tells) in enumerate(told):
+        for other, more in told[place + 1 :]:
+            if head != other:
+                found |= tells & more
+    return found
