@@ -18,7 +18,7 @@ _TOKEN = re.compile(
     re.IGNORECASE,
 )
 _LONGEST = 80  # words of a sentence that are read, its last ones
-_OF_IS = frozenset(("what", "who", "where", "how", "he", "she", "it", "that", "this", "there", "which", "when"))
+_OF_IS = frozenset(("what", "who", "where", "how", "he", "she", "it", "that", "this", "there", "which", "when", "old", "heavy"))
 _NOUNS = ("NN", "NP")
 _BEFORE_NOUNS = ("AT", "AJ", "DT", "DPS", "CRD", "ORD", "AV0")
 _PARTICIPLES = ("VVG", "VVN", "VVD")
@@ -32,6 +32,7 @@ _NOBODYS = word_list("nobodys", "questions")
 _THINGS_TOO = word_list("people_or_things")
 _SIZES = word_list("sizes") | word_list("colours")
 _GROUPS = word_list("groups")
+_ADJECTIVES = word_list("said_of_weight", "questions") | word_list("part_colours", "questions")
 _VERBS = frozenset(("look", "looks", "appear", "seem", "weigh", "belong"))  # never the head of a question's phrase
 _ASKS = re.compile(r"\?|\b(?:whether|if)\b|^(?:\W*(?:please|and|then|now|also|so)\W+)*(?:what|which|how|who|can|could|is|are|do|does)\b")
 
@@ -201,7 +202,7 @@ def _new_phrase(sentence: Sentence, head: int, place: int) -> bool:
     lists, before, word = sentence.taxonomy, sentence.word(head), sentence.word(place)
     if sentence.tag(place + 1).startswith(_NOUNS):
         return False
-    if word in lists.modifiers or word in word_list("said_of_weight", "questions"):
+    if word in lists.modifiers or word in _ADJECTIVES:
         return True
     plural = sentence.tag(head) == "NN2" or before in ("people", "men", "women", "children")
     return lists.is_person(word) and lists.is_person(before) and (plural or before in lists.neutral_people - _THINGS_TOO)

@@ -36,6 +36,7 @@ _TAIL = re.compile(
     r"(?: ,)?(?: (?:right|correct|or not|please|here|there|at all|to you|you think|is (?:he|she|it|n't)|"
     r"than .*|enough .*|[?.!,]))+$"
 )
+_NAMED_AFTER = re.compile(r"(?<=(?:er|st)) , .* or .*$")  # "who is older, the guitarist or the drummer"
 _AGE = (
     r"(?:(?:over|under|above|below|past|at least|at most|about|around|nearly|almost|more than|less than|older than|"
     r"younger than|approximately|close to) )"
@@ -63,6 +64,7 @@ def asked_predicates(sentence: Sentence) -> Iterator[Asking]:
     yield from said
     if not any(one.of == "animal" for one in said):
         yield from _counts(sentence)
+        yield from _pointed_at(clause)
         yield from _nouns_or(sentence)
 
 
@@ -71,8 +73,18 @@ def _clause(sentence: Sentence) -> Sentence:
     tail = _TAIL.search(sentence.joined)
     if tail:
         sentence = sentence.up_to(sentence.index(tail.start() + 1) if tail.start() else 0)
+    if sentence.word(0) == "who" and (named := _NAMED_AFTER.search(sentence.joined)):
+        sentence = sentence.up_to(sentence.index(named.start() + 1))
     lead = _LEAD.match(sentence.joined)
     return sentence.from_word(sentence.index(lead.end())) if lead else sentence
+
+
+def _pointed_at(clause: Sentence) -> Iterator[Asking]:
+    """ "Is that a lady at the window?"."""
+    if clause.tag(0).startswith("VB") and clause.word(1) in _DEMONSTRATIVES and clause.word(2) in ("a", "an"):
+        phrase = noun_phrase(clause, 2)
+        if phrase and clause.tag(phrase.end).startswith("PRP") and clause.context.somebody:
+            yield from (Asking(attribute, "person") for attribute in sorted(phrase_tells(clause, phrase)))
 
 
 def _said(clause: Sentence) -> Iterator[Asking]:
@@ -99,7 +111,9 @@ def _subject(clause: Sentence) -> Phrase | None:
     """Whom a clause speaks of: the first phrase after "is" or "does", or the first of all."""
     first = clause.tag(0)
     at = 0
-    if first.startswith(("VB", "VD", "VH", "VM")):
+    if clause.words[:2] == ("how", "many"):
+        at = 2
+    elif first.startswith(("VB", "VD", "VH", "VM")):
         at = 1
     elif clause.word(0) in ("how", "what", "who", "which", "where"):
         if clause.word(0) == "which" and not clause.tag(1).startswith(("VB", "VV")):
@@ -190,12 +204,13 @@ def _whose(clause: Sentence, subject: Phrase | None, start: int) -> str:
     if subject is None or subject.end > start:
         return ""
     head = clause.word(subject.head)
-    if (tag.startswith("PRP") or tag.startswith("VV")) and before not in _APPEARING | _POSTURES | {"like"}:
+    if tag.startswith(("PR", "VV")) and before not in _APPEARING | _POSTURES | {"like"}:
         return ""
-    if head == "who" or clause.word(0) in ("which", "what", "how", "where"):
+    many = clause.words[:2] == ("how", "many")
+    if not many and (head == "who" or clause.word(0) in ("which", "what", "how", "where")):
         if nouns and ("or" not in values or head == "who"):
-            compared = clause.told(values[-1]) and any(word.endswith("est") for word in values)
-            return "person" if compared and head == "who" else ""
+            most = any(word.endswith("est") and _adjective_tells(clause, word) for word in values)
+            return "person" if most and before in _APPEARING else ""
         if before not in _APPEARING | {",", "be"}:
             return ""
     if head == "there" or clause.word(0) == "there":
@@ -239,16 +254,9 @@ def _nouns_or(sentence: Sentence) -> Iterator[Asking]:
         left, right = phrase_before(sentence, place - (sentence.word(place - 1) == ",")), _right(sentence, place + 1)
         if left is None or right is None or sentence.word(left.start - 1) == "for":
             continue
-        one, other = sentence.word(left.head), sentence.word(right.head)
-        if one in _ADJECTIVES_TOO and left.start == left.head:
+        if sentence.word(left.head) in _ADJECTIVES_TOO and left.start == left.head:
             continue
-        shared = phrase_tells(sentence, left) & phrase_tells(sentence, right)
-        if one == other:
-            shared &= adjectives_tell(sentence, sentence.words[left.own : left.head], one)
-        if sentence.words[left.own : left.end] != sentence.words[right.own : right.end]:
-            yield from (Asking(attribute, "person") for attribute in sorted(shared))
-        elif one == other:
-            continue
+        yield from (Asking(attribute, "person") for attribute in sorted(_differently(sentence, left, sentence, right)))
 
 
 def _right(sentence: Sentence, at: int) -> Phrase | None:
@@ -257,16 +265,21 @@ def _right(sentence: Sentence, at: int) -> Phrase | None:
     return noun_phrase(sentence, at)
 
 
-def same_told(sentences: list[Sentence]) -> set[Attribute]:
+def _differently(here: Sentence, one: Phrase, there: Sentence, other: Phrase) -> set[Attribute]:
+    """What two phrases tell that do not say the same; of one noun only the adjectives count."""
+    left, right = here.words[one.own : one.head + 1], there.words[other.own : other.head + 1]
+    if left == right:
+        return set()
+    if left[-1] == right[-1]:
+        return adjectives_tell(here, left[:-1], left[-1]) & adjectives_tell(there, right[:-1], right[-1])
+    return phrase_tells(here, one) & phrase_tells(there, other)
+
+
+def same_told(options: list[Sentence]) -> set[Attribute]:
     """What two of several options tell, each in its own way: "A. man B. woman"."""
-    told: list[tuple[str, set[Attribute]]] = []
-    for one in sentences:
-        phrase = noun_phrase(one, 0)
-        if phrase is not None and is_somebody(one, phrase):
-            told.append((one.word(phrase.head), phrase_tells(one, phrase)))
+    told = [(one, phrase) for one in options if (phrase := noun_phrase(one, 0)) is not None and is_somebody(one, phrase)]
     found: set[Attribute] = set()
-    for place, (head, tells) in enumerate(told):
+    for place, (one, phrase) in enumerate(told):
         for other, more in told[place + 1 :]:
-            if head != other:
-                found |= tells & more
+            found |= _differently(one, phrase, other, more)
     return found

@@ -25,11 +25,11 @@ _HOW: tuple[tuple[Attribute, str], ...] = (
     ("age", r"how (?:old|young|aged)|how many years? old|(?:what|which) (?:year|decade)(?= (?:was|were)\b.*\bborn)"),
     (
         "weight",
-        r"how (?:heavy|fat|thin|slim|skinny|overweight|obese|muscular)|how much(?= .*\bweigh\b)|"
-        r"what(?= (?:does|do|did|would|might|could) [^,]*\bweigh\b)",
+        r"how (?:heavy|fat|thin|slim|skinny|overweight|obese|muscular)|how much(?= .*\bweighs?\b)|"
+        r"what(?= (?:does|do|did|would|might|could) [^,]*\bweighs?\b)",
     ),
-    ("weight", r"how many (?:pounds|kilos|kilograms|kgs?|lbs?|stone)(?= .*\bweigh\b)"),
-    ("race", r"where(?= (?:is|are|was|were)\b.* from\W*$)|(?:what|which) country(?= .* from\W*$)"),
+    ("weight", r"how many (?:pounds|kilos|kilograms|kgs?|lbs?|stone)(?= .*\bweighs?\b)"),
+    ("race", r"where(?= (?:is|are|was|were)\b.*(?<!ing) from\W*$)|(?:what|which) country(?= .* from\W*$)"),
 )
 _TRAITS = [(one, re.compile(rf"\b(?:{text})(?![\w-])")) for one, text in _NOUNS]
 _OPENINGS = [(one, re.compile(rf"\b(?:{text})(?![\w-])")) for one, text in _HOW]
