@@ -18,7 +18,9 @@ _TOKEN = re.compile(
     re.IGNORECASE,
 )
 _LONGEST = 80  # words of a sentence that are read, its last ones
-_OF_IS = frozenset(("what", "who", "where", "how", "he", "she", "it", "that", "this", "there", "which", "when", "old", "heavy"))
+_OF_IS = frozenset(
+    ("what", "who", "where", "how", "he", "she", "it", "that", "this", "there", "which", "when", "old", "heavy")
+)
 _NOUNS = ("NN", "NP")
 _BEFORE_NOUNS = ("AT", "AJ", "DT", "DPS", "CRD", "ORD", "AV0")
 _PARTICIPLES = ("VVG", "VVN", "VVD")
@@ -32,9 +34,13 @@ _NOBODYS = word_list("nobodys", "questions")
 _THINGS_TOO = word_list("people_or_things")
 _SIZES = word_list("sizes") | word_list("colours")
 _GROUPS = word_list("groups")
-_ADJECTIVES = word_list("said_of_weight", "questions") | word_list("part_colours", "questions")
+_ADJECTIVES = frozenset().union(
+    *(word_list(one, "questions") for one in ("said_of_weight", "said_of_race", "part_colours"))
+)
 _VERBS = frozenset(("look", "looks", "appear", "seem", "weigh", "belong"))  # never the head of a question's phrase
-_ASKS = re.compile(r"\?|\b(?:whether|if)\b|^(?:\W*(?:please|and|then|now|also|so)\W+)*(?:what|which|how|who|can|could|is|are|do|does)\b")
+_ASKS = re.compile(
+    r"\?|\b(?:whether|if)\b|^(?:\W*(?:please|and|then|now|also|so)\W+)*(?:what|which|how|who|can|could|is|are|do|does)\b"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,11 @@ def read_sentence(text: str, taxonomy: Taxonomy, context: Context) -> Sentence:
             tagged[place] = "POS"
         elif word in _VERBS and not (tagged[place - 1] if place else "").startswith(("AT", "AJ", "DPS", "DT")):
             tagged[place] = "VVB"
-        elif taxonomy.is_person(word) and word not in taxonomy.modifiers and before in ("the", "a", "an", "this", "these"):
+        elif (
+            taxonomy.is_person(word)
+            and word not in taxonomy.modifiers
+            and before in ("the", "a", "an", "this", "these")
+        ):
             tagged[place] = "NN1"
     keep = [place for place in range(len(words)) if words[place] != "n't" and not _of_the_scene(words, place)]
     return Sentence(
@@ -185,7 +195,9 @@ def _simple_phrase(sentence: Sentence, at: int) -> Phrase | None:
         last = place - 1
         if last < at:
             return None
-        if sentence.word(last) not in _STAND_INS | _DEMONSTRATIVES | _QUANTITIES and not sentence.told(sentence.word(last)):
+        if sentence.word(last) not in _STAND_INS | _DEMONSTRATIVES | _QUANTITIES and not sentence.told(
+            sentence.word(last)
+        ):
             last = at
             if sentence.word(last) not in _DEMONSTRATIVES:
                 return None
@@ -200,12 +212,15 @@ def _is_participle(sentence: Sentence, place: int) -> bool:
 def _new_phrase(sentence: Sentence, head: int, place: int) -> bool:
     """Whether a noun after a noun is what is said of it: "Is the player male?", "Are the people women?"."""
     lists, before, word = sentence.taxonomy, sentence.word(head), sentence.word(place)
-    if sentence.tag(place + 1).startswith(_NOUNS):
+    after = sentence.word(place + 1)
+    if sentence.tag(place + 1).startswith(_NOUNS) and after not in lists.modifiers and after not in _ADJECTIVES:
         return False
     if word in lists.modifiers or word in _ADJECTIVES:
         return True
     plural = sentence.tag(head) == "NN2" or before in ("people", "men", "women", "children")
-    return lists.is_person(word) and lists.is_person(before) and (plural or before in lists.neutral_people - _THINGS_TOO)
+    return (
+        lists.is_person(word) and lists.is_person(before) and (plural or before in lists.neutral_people - _THINGS_TOO)
+    )
 
 
 def is_somebody(sentence: Sentence, phrase: Phrase) -> bool:

@@ -44,7 +44,8 @@ _AGE = (
 _NUMBER = r"(?:\d+|(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?:-\w+)?|eighteen|ten|twelve)"
 _AGE_SAID = re.compile(
     rf" (?:{_AGE}{_NUMBER}(?: years?(?: old| of age)?)?|(?:{_AGE})?{_NUMBER} years? old|the age of {_NUMBER}|"
-    r"(?:still )?in (?:his|her|their) (?:(?:early|mid|late)[ -])?(?:teens|twenties|thirties|forties|fifties|sixties|\d0 ?'?s))$"
+    r"(?:still )?in (?:his|her|their) (?:(?:early|mid|late)[ -])?(?:teens|twenties|thirties|forties|fifties|sixties|\d0 ?'?s)"
+    r"(?: (?:or|to) (?:(?:early|mid|late)[ -])?(?:\w+ties|\d0 ?'?s))?)$"
 )
 _THERE = re.compile(
     r"^(?:how many|(?:is|are|was|were) there(?: (?:both|either|only|also|just|really))?|"
@@ -92,7 +93,9 @@ def _said(clause: Sentence) -> Iterator[Asking]:
     subject = _subject(clause)
     if aged := _AGE_SAID.search(clause.joined):
         if subject and (is_somebody(clause, subject) or is_animal(clause, subject)) and clause.word(0) != "how":
-            yield Asking("age", kind(clause, subject), clause.original(clause.index(aged.start() + 1), len(clause.words)))
+            yield Asking(
+                "age", kind(clause, subject), clause.original(clause.index(aged.start() + 1), len(clause.words))
+            )
         return
     start = value_start(clause, subject.end if subject else 0)
     if start == len(clause.words):
@@ -127,11 +130,18 @@ def _subject(clause: Sentence) -> Phrase | None:
             at = next((place for place, tag in enumerate(clause.tags) if tag.startswith(("VB", "VD"))), 0) + 1
     if clause.word(at) == "of":
         at += 1
-    while clause.tag(at).startswith("AV") or clause.word(at) in ("all", "both", "either", "any") and clause.word(at + 1) == "of":
+    while (
+        clause.tag(at).startswith("AV")
+        or clause.word(at) in ("all", "both", "either", "any")
+        and clause.word(at + 1) == "of"
+    ):
         at += 1
         if clause.word(at) == "of":
             at += 1
-    return noun_phrase(clause, at)
+    found = noun_phrase(clause, at)
+    if found and found.end == len(clause.words) and found.head > at and clause.word(at) in _DEMONSTRATIVES:
+        return Phrase(at, at, at, at + 1)  # "are these teenagers?"
+    return found
 
 
 def value_start(clause: Sentence, low: int) -> int:
@@ -155,11 +165,15 @@ def value_start(clause: Sentence, low: int) -> int:
 def _item_start(clause: Sentence, low: int, end: int) -> int:
     """Where one part of a predicate starts: "a young man", "very old"; its end if the words are no such part."""
     start, last = end - 1, clause.word(end - 1)
-    noun = clause.taxonomy.is_person(last) and not (last in clause.taxonomy.modifiers and not _has_article(clause, low, end))
+    noun = clause.taxonomy.is_person(last) and not (
+        last in clause.taxonomy.modifiers and not _has_article(clause, low, end)
+    )
     if not noun and not _adjective(clause, start):
         return end
     while start > low and (
-        _adjective(clause, start - 1) or clause.tag(start - 1).startswith("AV") or clause.word(start - 1) in ("very", "too")
+        _adjective(clause, start - 1)
+        or clause.tag(start - 1).startswith("AV")
+        or clause.word(start - 1) in ("very", "too")
     ):
         start -= 1
     if start > low and (clause.tag(start - 1).startswith(("AT", "DPS")) or clause.word(start - 1) in ("more", "most")):
@@ -186,9 +200,12 @@ def _adjective_tells(clause: Sentence, word: str) -> set[Attribute]:
 
 def value_tells(clause: Sentence, start: int) -> set[Attribute]:
     """What the words of a predicate tell."""
+    values = clause.words[start:]
+    nouns = [word for word in values if clause.taxonomy.is_person(word) and word not in clause.taxonomy.modifiers]
     found: set[Attribute] = set()
-    for word in clause.words[start:]:
-        found |= clause.told(word) | _adjective_tells(clause, word)
+    for word in values:
+        if nouns.count(word) < 2:  # "an old man or a young man" does not ask whether it is a man
+            found |= clause.told(word) | _adjective_tells(clause, word)
     return found
 
 
@@ -277,7 +294,9 @@ def _differently(here: Sentence, one: Phrase, there: Sentence, other: Phrase) ->
 
 def same_told(options: list[Sentence]) -> set[Attribute]:
     """What two of several options tell, each in its own way: "A. man B. woman"."""
-    told = [(one, phrase) for one in options if (phrase := noun_phrase(one, 0)) is not None and is_somebody(one, phrase)]
+    told = [
+        (one, phrase) for one in options if (phrase := noun_phrase(one, 0)) is not None and is_somebody(one, phrase)
+    ]
     found: set[Attribute] = set()
     for place, (one, phrase) in enumerate(told):
         for other, more in told[place + 1 :]:

@@ -24,10 +24,14 @@ _RUN = re.compile(r"[a-z]+")
 _HINTS = frozenset(
     "age ages aged old young gender genders sex race races ethnicity ethnicities ethnic ethnical racial nationality "
     "nationalities descent ancestry skin complexion eye eyes iris irises weight bodyweight weigh weighs body build "
-    "physique heavy from born life years year over under above below teens twenties thirties forties fifties sixties "
-    "s hair muscular".split()
+    "physique heavy from country born life years year teens twenties thirties forties fifties sixties hair".split()
+)
+_NUMBERS = re.compile(
+    r"\b(?:over|under|above|below|than|least|most|about|around|past|nearly|to)\s+(?:\d|\w+ty\b)|\d0 ?'?s\b",
+    re.IGNORECASE,
 )
 _FOLLOWS = re.compile(r"^\W*(?:and|but|or|(?:and )?(?:what|how) about|the other|what of)\b", re.IGNORECASE)
+_PARTS = re.compile(r"\babout\b.*\b(?:eyes|skin)\b", re.IGNORECASE)
 _INSISTS = re.compile(
     r"^\W*(?:are you (?:sure|certain|positive)(?: about (?:that|it|this))?|why(?: do you (?:think|say|believe) (?:so|that))?|"
     r"how (?:do|can|could|did) you (?:know|tell)(?: that)?|really|can you be more (?:specific|precise)|"
@@ -86,7 +90,7 @@ def _reading(question: str, taxonomy: Taxonomy, context: Context) -> Reading:
             continue
         if _INSISTS.match(text):
             found += [Asking(attribute, "person") for attribute in context.asked]
-        follows = bool(context.topic) and _FOLLOWS.match(text) is not None
+        follows = _FOLLOWS.match(text) is not None and (bool(context.topic) or _PARTS.search(text) is not None)
         if follows or may_ask(text, taxonomy):
             sentence = read_sentence(text, taxonomy, context)
             heard = [*asked_traits(sentence), *asked_predicates(sentence)]
@@ -110,13 +114,17 @@ def _reading(question: str, taxonomy: Taxonomy, context: Context) -> Reading:
 def _telling(attributes: tuple[Attribute, ...]) -> frozenset[str]:
     lists = packaged("hair" in attributes)
     said = [word_list(f"said_of_{one}", "questions") for one in ("age", "weight", "race")]
-    words = (*(word for word, known in lists.people.items() if known.tells), *lists.modifiers, *frozenset().union(*said))
+    words = (
+        *(word for word, known in lists.people.items() if known.tells),
+        *lists.modifiers,
+        *frozenset().union(*said),
+    )
     return _HINTS | {run for word in words for run in _RUN.findall(word)[:1]}
 
 
 def may_ask(text: str, taxonomy: Taxonomy) -> bool:
     """Whether a sentence has a word that a question for an attribute needs: most have none and are not tagged."""
-    return not _telling(taxonomy.attributes).isdisjoint(_RUN.findall(text.lower()))
+    return not _telling(taxonomy.attributes).isdisjoint(_RUN.findall(text.lower())) or _NUMBERS.search(text) is not None
 
 
 def _followed(sentence: Sentence) -> Iterator[Asking]:
@@ -124,7 +132,9 @@ def _followed(sentence: Sentence) -> Iterator[Asking]:
     lead = _LEAD.match(sentence.joined)
     rest = sentence.from_word(sentence.index(lead.end())) if lead else sentence
     phrase = noun_phrase(rest, 0)
-    if phrase is None or any(tag.startswith(("VB", "VD", "VV", "VM")) and tag != "VVG" for tag in rest.tags[phrase.end :]):
+    if phrase is None or any(
+        tag.startswith(("VB", "VD", "VV", "VM")) and tag != "VVG" for tag in rest.tags[phrase.end :]
+    ):
         return
     head = rest.word(phrase.head)
     if head in word_list("eyes", "questions") | word_list("skin", "questions"):

@@ -9,11 +9,11 @@ from rlhf.scrub.taxonomy import word_list
 _WORKS = "|".join(sorted(word_list("works", "questions")))
 _WRITTEN = "|".join(sorted(word_list("written", "questions")))
 _ASKS_TO_READ = re.compile(
-    rf"\b(?:what|who|whose|which|tell|give|name|provide|read)\b[^?.]*\b(?:{_WRITTEN})\b|"
+    rf"\b(?:what|who|whose|which|tell|give|name|provide|read)\b[^?.]{{0,80}}\b(?:{_WRITTEN})\b|"
     r"\bwho (?:wrote|authored|published|directed|sings|is (?:the )?(?:writer|author))\b|"
     rf"\b(?:what|which) (?:type|kind|genre|sort)? ?(?:of )?(?:{_WORKS})\b|"
     rf"\bname of (?:the|this|that) (?:\w+ )?(?:{_WORKS}|product|ship|boat|drink|beer|street|team|restaurant)\b|"
-    r"\bwhat (?:does|do|did) [^?.]*\b(?:say|says|read|spell)\b|\bwhat (?:is|are|was) [^?.]*\b(?:written|printed|spelled)\b|"
+    r"\bwhat (?:does|do|did) [^?.]{0,80}\b(?:say|says|read|spell)\b|\bwhat (?:is|are|was) [^?.]{0,80}\b(?:written|printed|spelled)\b|"
     r"\bwhat (?:is|are) the (?:words?|text|letters?|lettering)\b|\b(?:what|which) (?:words?|text|letters?) (?:is|are|appears?|can)\b",
     re.IGNORECASE,
 )

@@ -142,7 +142,11 @@ def _seen(text: str, taxonomy: Taxonomy, context: Context) -> Context:
     words = {word.strip(".,;:!?\"'()").lower().removesuffix("'s") for word in text.split()}
     people = context.people or not words.isdisjoint(taxonomy.people) or not words.isdisjoint(taxonomy.neutral_people)
     animals = context.animals or bool(words & taxonomy.animals)
-    return context if (people, animals) == (context.people, context.animals) else replace(context, people=people, animals=animals)
+    return (
+        context
+        if (people, animals) == (context.people, context.animals)
+        else replace(context, people=people, animals=animals)
+    )
 
 
 def _hash(text: str) -> str:

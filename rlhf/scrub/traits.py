@@ -18,7 +18,10 @@ _NOUNS: tuple[tuple[Attribute, str], ...] = (
         r"(?:ethnic|racial|ethnical)(?: or (?:ethnic|racial))? (?:groups?|backgrounds?|origins?|identity|heritage)|country of origin",
     ),
     ("eye_color", rf"eyes?[ -]?{_SHADE}|iris {_SHADE}"),
-    ("weight", r"(?:body ?)?weight|body[ -]?(?:type|shape|build|mass|size|composition)|build|physique|(?<=describe )the body(?= of\b|\W*$)"),
+    (
+        "weight",
+        r"(?:body ?)?weight|body[ -]?(?:type|shape|build|mass|size|composition)|build|physique|(?<=describe )the body(?= of\b|\W*$)",
+    ),
     ("hair", r"hair ?(?:colou?r|style)"),
 )
 _HOW: tuple[tuple[Attribute, str], ...] = (
@@ -29,7 +32,11 @@ _HOW: tuple[tuple[Attribute, str], ...] = (
         r"what(?= (?:does|do|did|would|might|could) [^,]*\bweighs?\b)",
     ),
     ("weight", r"how many (?:pounds|kilos|kilograms|kgs?|lbs?|stone)(?= .*\bweighs?\b)"),
-    ("race", r"where(?= (?:is|are|was|were)\b.*(?<!ing) from\W*$)|(?:what|which) country(?= .* from\W*$)"),
+    (
+        "race",
+        r"where(?= (?:is|are|was|were)\b.*(?<!ing) from\W*$)|"
+        r"(?:what|which) country(?= .* from\W*$)|from (?:what|which) country",
+    ),
 )
 _TRAITS = [(one, re.compile(rf"\b(?:{text})(?![\w-])")) for one, text in _NOUNS]
 _OPENINGS = [(one, re.compile(rf"\b(?:{text})(?![\w-])")) for one, text in _HOW]
@@ -42,6 +49,7 @@ _COLOURS, _SHADES = word_list("part_colours", "questions"), word_list("shades", 
 _WANTING, _WANTED = word_list("wanting", "questions"), word_list("wanted", "questions")
 _THINKING, _APPEARING = word_list("thinking", "questions"), word_list("appearing", "questions")
 _GENERIC, _CONTESTS = word_list("generic", "questions"), word_list("contests", "questions")
+_NOT_OF_TRAITS = ("how", "when", "where", "who", "is", "are", "was", "did", "does")  # "how long is the race?"
 _ASIDES = word_list("asides", "questions")
 _YOU = ("you", "we", "i")
 _AUX = ("VB", "VD", "VH", "VM", "AV")
@@ -92,11 +100,19 @@ def _indefinite(sentence: Sentence, phrase: Phrase) -> bool:
 
 def _named(attribute: Attribute, sentence: Sentence, first: int, end: int) -> Iterator[Asking]:
     """ "the age of the man", "his age", "what age is she": nothing for "age limit", "losing weight", "won the race"."""
-    if sentence.tag(end).startswith("NN") and sentence.tag(end - 1) != "VVB" and sentence.word(end) not in ("difference", "gap"):
+    if (
+        sentence.tag(end).startswith("NN")
+        and sentence.tag(end - 1) != "VVB"
+        and sentence.word(end) not in ("difference", "gap")
+    ):
         return
     if attribute == "race" and sentence.word(end - 1).startswith("race") and _contest(sentence, first, end):
         return
     start, owner = _possessor(sentence, first)
+    if not {"same", "different"}.isdisjoint(sentence.words[start:first]) and sentence.word(start - 1) in ("of", "have"):
+        if phrase := _named_before(sentence.up_to(start - 1)):
+            yield from _of(attribute, sentence, phrase)
+        return
     if _passing(sentence, start):
         return
     phrase = owner or _after(sentence, end)
@@ -109,8 +125,8 @@ def _named(attribute: Attribute, sentence: Sentence, first: int, end: int) -> It
         phrase = _having(sentence, start)
     if phrase is not None:
         yield from _of(attribute, sentence, phrase)
-    elif _nameless(sentence):
-        yield Asking(attribute, "person")
+    elif _nameless(sentence) and not (attribute == "race" and sentence.word(0) in _NOT_OF_TRAITS):
+        yield Asking(attribute, "person" if sentence.context.somebody else "animal")
 
 
 def _contest(sentence: Sentence, first: int, end: int) -> bool:
@@ -137,7 +153,11 @@ def _possessor(sentence: Sentence, first: int) -> tuple[int, Phrase | None]:
             return start, Phrase(start, start, owner, place)
         if tag == "DPS" or word in ("his", "her", "their", "its", "your", "my", "our"):
             return place - 1, Phrase(place - 1, place - 1, place - 1, place)
-        if not tag.startswith(("AJ", "AV", "AT", "DT", "CJC", "PUN")) and not _names_trait(word) and word not in _COLOURS:
+        if (
+            not tag.startswith(("AJ", "AV", "AT", "DT", "CJC", "PUN"))
+            and not _names_trait(word)
+            and word not in _COLOURS
+        ):
             if tag.startswith("NN") and place == first and word not in _SHADES and word not in SCENES:
                 return place - 1, Phrase(place - 1, place - 1, place - 1, place)
             break
@@ -164,7 +184,12 @@ def _passing(sentence: Sentence, start: int) -> bool:
         return False
     if before in _NOT_OF or tag.startswith("PRP"):
         return True
-    return tag.startswith("VV") and {before, before.removesuffix("s")}.isdisjoint(_WANTING) and before not in _APPEARING and start > 1
+    return (
+        tag.startswith("VV")
+        and {before, before.removesuffix("s")}.isdisjoint(_WANTING)
+        and before not in _APPEARING
+        and start > 1
+    )
 
 
 def _after(sentence: Sentence, end: int) -> Phrase | None:
@@ -182,7 +207,12 @@ def _next_phrase(sentence: Sentence, at: int) -> Phrase | None:
         word, tag = sentence.word(at), sentence.tag(at)
         if word in _YOU and sentence.word(at + 1) in _THINKING:
             at += 2
-        elif tag.startswith(_AUX) or word in _APPEARING or word in ("that", "like", "approximately", "not") and not tag.startswith("NN"):
+        elif (
+            tag.startswith(_AUX)
+            or word in _APPEARING
+            or word in ("that", "like", "approximately", "not")
+            and not tag.startswith("NN")
+        ):
             if word in ("that", "this") and not sentence.tag(at + 1).startswith(("AT", "PNP", "DPS")):
                 break
             at += 1
@@ -204,14 +234,18 @@ def _named_before(sentence: Sentence) -> Phrase | None:
     """The first one that is named before: "for the man in red, guess the age"."""
     for place in range(len(sentence.words)):
         phrase = noun_phrase(sentence, place)
-        if phrase and kind(sentence, phrase) != "thing" and sentence.word(phrase.head) not in ("who", "which", "it", "this", "that"):
+        if (
+            phrase
+            and kind(sentence, phrase) != "thing"
+            and sentence.word(phrase.head) not in ("who", "which", "it", "this", "that")
+        ):
             return phrase
     return None
 
 
 def _nameless(sentence: Sentence) -> bool:
     """Whether nobody is named, and the attribute can only be a person's of whom the conversation may speak."""
-    if not sentence.context.somebody or not _NAMELESS.search(sentence.joined):
+    if not _NAMELESS.search(sentence.joined):
         return False
     named = [
         word
@@ -226,7 +260,11 @@ def _parts(sentence: Sentence) -> Iterator[Asking]:
     shades = [place for place, word in enumerate(sentence.words) if word in _SHADES]
     for attribute, names in _PARTS:
         for place, word in enumerate(sentence.words):
-            if word not in names or sentence.tag(place + 1).startswith("NN") and sentence.word(place + 1) not in _SHADES:
+            if (
+                word not in names
+                or sentence.tag(place + 1).startswith("NN")
+                and sentence.word(place + 1) not in _SHADES
+            ):
                 continue
             if sentence.word(place + 1) in _SHADES:
                 continue  # "eye colour" is a name of its own
@@ -242,23 +280,30 @@ def _parts(sentence: Sentence) -> Iterator[Asking]:
             if phrase is not None:
                 yield from _of(attribute, sentence, phrase)
             elif _nameless(sentence):
-                yield Asking(attribute, "person")
+                yield Asking(attribute, "person" if sentence.context.somebody else "animal")
 
 
 def _shade_is_of(sentence: Sentence, shade: int, start: int, place: int) -> bool:
     """Whether no other noun stands between "what colour is" and the part: "the shirt of the man with the eyes"."""
     low, high = (shade + 1, start) if shade < place else (place + 1, shade)
     between = range(low, high)
-    nouns = [one for one in between if sentence.tag(one).startswith("NN") and sentence.word(one) not in _WANTED | _COLOURS]
+    nouns = [
+        one for one in between if sentence.tag(one).startswith("NN") and sentence.word(one) not in _WANTED | _COLOURS
+    ]
     return shade > place or not nouns
 
 
 def _coloured(sentence: Sentence, place: int) -> bool:
     """Whether a yes-or-no question or a choice says a colour of the part: "blue eyes", "eyes blue or brown?"."""
-    if not sentence.tag(0).startswith(("VB", "VD", "VH", "VM")) and not {"has", "have", "which", "who"} & set(sentence.words):
+    if not sentence.tag(0).startswith(("VB", "VD", "VH", "VM")) and not {"has", "have", "which", "who"} & set(
+        sentence.words
+    ):
         return False
     before = sentence.words[max(0, place - 3) : place]
     after = sentence.words[place + 1 :]
-    return not _COLOURS.isdisjoint(before) or not _COLOURS.isdisjoint(after[-4:]) and after[-1:] in (("?",), (".",), ()) or (
-        bool(after) and after[-1] in _COLOURS
+    return (
+        not _COLOURS.isdisjoint(before)
+        or not _COLOURS.isdisjoint(after[-4:])
+        and after[-1:] in (("?",), (".",), ())
+        or (bool(after) and after[-1] in _COLOURS)
     )
