@@ -43,6 +43,9 @@ _ASKS = re.compile(
 )
 
 
+Kind = Literal["person", "animal", "thing"]
+
+
 @dataclass(frozen=True, slots=True)
 class Phrase:
     """Words start to end (exclusive) of a sentence; `head` is what is spoken of, `own` where its own words start."""
@@ -58,7 +61,7 @@ class Asking:
     """An attribute that is asked for, of whom, and the words of the question that say it of somebody."""
 
     attribute: Attribute
-    of: Literal["person", "animal", "thing"]
+    of: Kind
     said: str = ""
 
 
@@ -186,27 +189,28 @@ def _simple_phrase(sentence: Sentence, at: int) -> Phrase | None:
             if head >= 0 and _new_phrase(sentence, head, place):
                 break
             head = place
-        elif head >= 0 or not (tag.startswith(_BEFORE_NOUNS) or _is_participle(sentence, place)):
-            break
-        elif place > at and tag.startswith("AT") and sentence.word(place - 1) not in ("all", "both"):
+        elif head >= 0 or not _before_a_noun(sentence, at, place):
             break
         place += 1
-    if head < 0:
-        last = place - 1
-        if last < at:
-            return None
-        if sentence.word(last) not in _STAND_INS | _DEMONSTRATIVES | _QUANTITIES and not sentence.told(
-            sentence.word(last)
-        ):
-            last = at
-            if sentence.word(last) not in _DEMONSTRATIVES:
-                return None
+    return Phrase(at, own, head, place) if head >= 0 else _without_noun(sentence, at, own, place - 1)
+
+
+def _without_noun(sentence: Sentence, at: int, own: int, last: int) -> Phrase | None:
+    """ "The one", "these", "the elderly": words that stand for a noun."""
+    if last < at:
+        return None
+    if sentence.word(last) in _STAND_INS | _DEMONSTRATIVES | _QUANTITIES or sentence.told(sentence.word(last)):
         return Phrase(at, own, last, last + 1)
-    return Phrase(at, own, head, place)
+    return Phrase(at, own, at, at + 1) if sentence.word(at) in _DEMONSTRATIVES else None
 
 
-def _is_participle(sentence: Sentence, place: int) -> bool:
-    return sentence.tag(place) in _PARTICIPLES and sentence.tag(place + 1).startswith((*_NOUNS, "AJ"))
+def _before_a_noun(sentence: Sentence, at: int, place: int) -> bool:
+    """Whether a word can stand in a noun phrase before its noun; an article only starts one, "all the people" apart."""
+    tag = sentence.tag(place)
+    if place > at and tag.startswith("AT"):
+        return sentence.word(place - 1) in ("all", "both")
+    followed = sentence.tag(place + 1).startswith((*_NOUNS, "AJ"))
+    return tag.startswith(_BEFORE_NOUNS) or tag in _PARTICIPLES and followed
 
 
 def _new_phrase(sentence: Sentence, head: int, place: int) -> bool:
@@ -237,7 +241,7 @@ def is_somebody(sentence: Sentence, phrase: Phrase) -> bool:
     return lists.is_person(word) and word not in ("body", "face", "complexion", "physique")
 
 
-def kind(sentence: Sentence, phrase: Phrase) -> Literal["person", "animal", "thing"]:
+def kind(sentence: Sentence, phrase: Phrase) -> Kind:
     """What a phrase means."""
     if is_somebody(sentence, phrase):
         return "person"

@@ -1,4 +1,4 @@
-"""Questions that say a value: "is this a man?", "is she young or old?", "how many women are there?", "who is older?"."""
+"""Questions that say a value: "is this a man?", "is she young or old?", "how many women?", "who is older?"."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from rlhf.scrub.phrases import (
     Asking,
+    Kind,
     Phrase,
     Sentence,
     adjectives_tell,
@@ -29,8 +30,9 @@ _SAID: tuple[tuple[Attribute, frozenset[str]], ...] = (
     ("race", word_list("said_of_race", "questions")),
 )
 _LEAD = re.compile(
-    r"^.*\b(?:if|whether) |^(?:(?:do|would|could|can|did) (?:you|we|i) (?:think|say|guess|believe|assume|describe|tell|see)"
-    r"(?: that)?|(?:is|was) it (?:true|possible|likely|correct) that|so|and|then|please|now|, )+ "
+    r"^.*\b(?:if|whether) |^(?:(?:do|would|could|can|did) (?:you|we|i) "
+    r"(?:think|say|guess|believe|assume|describe|tell|see)(?: that)?|"
+    r"(?:is|was) it (?:true|possible|likely|correct) that|so|and|then|please|now|, )+ "
 )
 _TAIL = re.compile(
     r"(?: ,)?(?: (?:right|correct|or not|please|here|there|at all|to you|you think|is (?:he|she|it|n't)|"
@@ -44,7 +46,8 @@ _AGE = (
 _NUMBER = r"(?:\d+|(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?:-\w+)?|eighteen|ten|twelve)"
 _AGE_SAID = re.compile(
     rf" (?:{_AGE}{_NUMBER}(?: years?(?: old| of age)?)?|(?:{_AGE})?{_NUMBER} years? old|the age of {_NUMBER}|"
-    r"(?:still )?in (?:his|her|their) (?:(?:early|mid|late)[ -])?(?:teens|twenties|thirties|forties|fifties|sixties|\d0 ?'?s)"
+    r"(?:still )?in (?:his|her|their) (?:(?:early|mid|late)[ -])?"
+    r"(?:teens|twenties|thirties|forties|fifties|sixties|\d0 ?'?s)"
     r"(?: (?:or|to) (?:(?:early|mid|late)[ -])?(?:\w+ties|\d0 ?'?s))?)$"
 )
 _THERE = re.compile(
@@ -104,7 +107,7 @@ def _said(clause: Sentence) -> Iterator[Asking]:
     if not told:
         return
     whose = _whose(clause, subject, start)
-    if whose in ("person", "animal"):
+    if whose == "person" or whose == "animal":
         said = clause.original(start, len(clause.words)) if whose == "animal" else ""
         for attribute in sorted(told):
             yield Asking(attribute, whose, said)
@@ -209,29 +212,29 @@ def value_tells(clause: Sentence, start: int) -> set[Attribute]:
     return found
 
 
-def _whose(clause: Sentence, subject: Phrase | None, start: int) -> str:
-    """Of whom a predicate is said: "person", "animal", "thing", or "" where the words are no predicate."""
+def _whose(clause: Sentence, subject: Phrase | None, start: int) -> Kind | None:
+    """Of whom a predicate is said: "person", "animal", "thing", None where the words are no predicate."""
     values = clause.words[start:]
     nouns = [word for word in values if clause.taxonomy.is_person(word) and word not in _ADJECTIVES_TOO]
     plain = not nouns and all(word in _THINGS_TOO for word in values if _adjective_tells(clause, word))
     before, tag = clause.word(start - 1), clause.tag(start - 1)
     if start == 0:
         sure = clause.context.people or clause.context.somebody and not plain
-        return ("person" if sure else "thing") if "or" in values else ""
+        return ("person" if sure else "thing") if "or" in values else None
     if subject is None or subject.end > start:
-        return ""
+        return None
     head = clause.word(subject.head)
     if tag.startswith(("PR", "VV")) and before not in _APPEARING | _POSTURES | {"like"}:
-        return ""
+        return None
     many = clause.words[:2] == ("how", "many")
     if not many and (head == "who" or clause.word(0) in ("which", "what", "how", "where")):
         if nouns and ("or" not in values or head == "who"):
             most = any(word.endswith("est") and _adjective_tells(clause, word) for word in values)
-            return "person" if most and before in _APPEARING else ""
+            return "person" if most and before in _APPEARING else None
         if before not in _APPEARING | {",", "be"}:
-            return ""
+            return None
     if head == "there" or clause.word(0) == "there":
-        return ""
+        return None
     if head in _DEMONSTRATIVES:
         if nouns or any(word in _ADJECTIVES_TOO for word in values[1:]) and values[0] in ("a", "an"):
             return "person" if clause.context.somebody else "animal"

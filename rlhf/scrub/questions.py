@@ -1,7 +1,8 @@
 """Whether a question asks for a biometric attribute of a person, and which.
 
-What decides is the head of the noun phrase that is asked about (`phrases.py`): "the man's car" is a car. `traits.py` reads
-questions that name an attribute, `predicates.py` those that say a value, `quotes.py` those that want something read.
+What decides is the head of the noun phrase that is asked about (`phrases.py`): "the man's car" is a car.
+`traits.py` reads questions that name an attribute, `predicates.py` those that say a value,
+`quotes.py` those that want something read.
 """
 
 from __future__ import annotations
@@ -21,11 +22,7 @@ from rlhf.scrub.traits import asked_traits
 
 _SHORT = 300  # characters of a question whose result is remembered
 _RUN = re.compile(r"[a-z]+")
-_HINTS = frozenset(
-    "age ages aged old young gender genders sex race races ethnicity ethnicities ethnic ethnical racial nationality "
-    "nationalities descent ancestry skin complexion eye eyes iris irises weight bodyweight weigh weighs body build "
-    "physique heavy from country born life years year teens twenties thirties forties fifties sixties hair".split()
-)
+_HINTS = word_list("hints", "questions")
 _NUMBERS = re.compile(
     r"\b(?:over|under|above|below|than|least|most|about|around|past|nearly|to)\s+(?:\d|\w+ty\b)|\d0 ?'?s\b",
     re.IGNORECASE,
@@ -33,7 +30,8 @@ _NUMBERS = re.compile(
 _FOLLOWS = re.compile(r"^\W*(?:and|but|or|(?:and )?(?:what|how) about|the other|what of)\b", re.IGNORECASE)
 _PARTS = re.compile(r"\babout\b.*\b(?:eyes|skin)\b", re.IGNORECASE)
 _INSISTS = re.compile(
-    r"^\W*(?:are you (?:sure|certain|positive)(?: about (?:that|it|this))?|why(?: do you (?:think|say|believe) (?:so|that))?|"
+    r"^\W*(?:are you (?:sure|certain|positive)(?: about (?:that|it|this))?|"
+    r"why(?: do you (?:think|say|believe) (?:so|that))?|"
     r"how (?:do|can|could|did) you (?:know|tell)(?: that)?|really|can you be more (?:specific|precise)|"
     r"(?:please |just |at least |can you )*(?:guess|estimate|try)(?: again| roughly)?|how so)\W*$",
     re.IGNORECASE,
@@ -48,8 +46,8 @@ _STEERS = re.compile(r"\banswer the question using\b.*|\banswer with\b.*", re.IG
 class Reading:
     """What a question asks.
 
-    `asks` has attributes of people, `topic` those of anybody; `quotes` has its words that are titles or say something of
-    an animal, and `answer_quotes` whether its answer is one.
+    `asks` has attributes of people, `topic` those of anybody; `quotes` has its words that are titles or say something
+    of an animal, and `answer_quotes` whether its answer is one.
     """
 
     asks: frozenset[Attribute]

@@ -13,8 +13,10 @@ _ASKS_TO_READ = re.compile(
     r"\bwho (?:wrote|authored|published|directed|sings|is (?:the )?(?:writer|author))\b|"
     rf"\b(?:what|which) (?:type|kind|genre|sort)? ?(?:of )?(?:{_WORKS})\b|"
     rf"\bname of (?:the|this|that) (?:\w+ )?(?:{_WORKS}|product|ship|boat|drink|beer|street|team|restaurant)\b|"
-    r"\bwhat (?:does|do|did) [^?.]{0,80}\b(?:say|says|read|spell)\b|\bwhat (?:is|are|was) [^?.]{0,80}\b(?:written|printed|spelled)\b|"
-    r"\bwhat (?:is|are) the (?:words?|text|letters?|lettering)\b|\b(?:what|which) (?:words?|text|letters?) (?:is|are|appears?|can)\b",
+    r"\bwhat (?:does|do|did) [^?.]{0,80}\b(?:say|says|read|spell)\b|"
+    r"\bwhat (?:is|are|was) [^?.]{0,80}\b(?:written|printed|spelled)\b|"
+    r"\bwhat (?:is|are) the (?:words?|text|letters?|lettering)\b|"
+    r"\b(?:what|which) (?:words?|text|letters?) (?:is|are|appears?|can)\b",
     re.IGNORECASE,
 )
 _QUOTES = (
@@ -23,11 +25,11 @@ _QUOTES = (
     re.compile(r"\breference ocr tokens?: (?P<said>[^\n]{1,2000})", re.IGNORECASE),
 )
 _SAYS = re.compile(
-    r"^(?:(?:the|this|it|its|that)\b[^.\n]{0,80}?\b(?:is|says|reads|said|called|titled|named|(?:written )?by)(?: that)?:?|"
-    r"(?:it|this) is)\s+(?P<said>\S.*?)[.]?$",
+    r"^(?:(?:the|this|it|its|that)\b[^.\n]{0,80}?\b"
+    r"(?:is|says|reads|said|called|titled|named|(?:written )?by)(?: that)?:?|(?:it|this) is)\s+(?P<said>\S.*?)[.]?$",
     re.IGNORECASE,
 )
-_SMALL = frozenset("a an the of and or in on at to for with from by as is are be but nor vs no".split())
+_SMALL = word_list("small_in_titles", "questions")
 _SOMEBODY = re.compile(r"\b(?:he|she|him|his|her|hers)\b", re.IGNORECASE)
 _DESCRIBES = re.compile(r"\b(?:an?|the|two|three|this|that)\b|\b(?:is|are|was|has|wearing|holding)\b", re.IGNORECASE)
 _SHORT = 6  # words of an answer without capitals that can be what is written

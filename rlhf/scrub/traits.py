@@ -15,12 +15,14 @@ _NOUNS: tuple[tuple[Attribute, str], ...] = (
     (
         "race",
         r"races?|ethnicit(?:y|ies)|nationalit(?:y|ies)|descent|ancestry|skin[ -]?" + _SHADE + r"|complexion|"
-        r"(?:ethnic|racial|ethnical)(?: or (?:ethnic|racial))? (?:groups?|backgrounds?|origins?|identity|heritage)|country of origin",
+        r"(?:ethnic|racial|ethnical)(?: or (?:ethnic|racial))? (?:groups?|backgrounds?|origins?|identity|heritage)|"
+        r"country of origin",
     ),
     ("eye_color", rf"eyes?[ -]?{_SHADE}|iris {_SHADE}"),
     (
         "weight",
-        r"(?:body ?)?weight|body[ -]?(?:type|shape|build|mass|size|composition)|build|physique|(?<=describe )the body(?= of\b|\W*$)",
+        r"(?:body ?)?weight|body[ -]?(?:type|shape|build|mass|size|composition)|build|physique|"
+        r"(?<=describe )the body(?= of\b|\W*$)",
     ),
     ("hair", r"hair ?(?:colou?r|style)"),
 )
@@ -68,12 +70,11 @@ def asked_traits(sentence: Sentence) -> Iterator[Asking]:
         return
     lower = sentence.joined
     for attribute, pattern in _OPENINGS:
-        if match := pattern.search(lower):
-            if phrase := _next_phrase(sentence, sentence.index(match.end() - 1) + 1):
-                yield from _of(attribute, sentence, phrase)
-    if match := _WEIGHS.match(lower):
-        if phrase := noun_phrase(sentence, 1):
-            yield from _of("weight", sentence, phrase)
+        match = pattern.search(lower)
+        if match and (phrase := _next_phrase(sentence, sentence.index(match.end() - 1) + 1)):
+            yield from _of(attribute, sentence, phrase)
+    if _WEIGHS.match(lower) and (phrase := noun_phrase(sentence, 1)):
+        yield from _of("weight", sentence, phrase)
     if not sentence.asks and _WANTING.isdisjoint(sentence.words):
         return
     for attribute, pattern in _TRAITS:
