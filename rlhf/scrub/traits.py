@@ -107,6 +107,8 @@ def _named(attribute: Attribute, sentence: Sentence, first: int, end: int) -> It
         and sentence.word(end) not in ("difference", "gap")
     ):
         return
+    if sentence.word(end - 1) == "build" and sentence.tag(end - 1).startswith("VV"):
+        return
     if attribute == "race" and sentence.word(end - 1).startswith("race") and _contest(sentence, first, end):
         return
     start, owner = _possessor(sentence, first)
