@@ -130,8 +130,8 @@ def judge(
 
     `complete` means that every question of the published benchmark is answered once; `doubled` counts answers to
     questions that have one already. Rows on which the judge has no opinion (`invalid`: empty answers, unclear replies
-    and `unreadable` rows of the file; `errors`: no reply) are in no rate. Whether an answer to an open question declines
-    is judged by rules, whoever judges what it tells.
+    and `unreadable` rows; `errors`: no reply) are in no rate. Whether an answer to an open question declines is judged
+    by rules, whoever judges what it tells.
     """
     task = answers[0].task
     pairs = [(one, opinion) for one, opinion in zip(answers, opinions, strict=True) if opinion.status == "ok"]

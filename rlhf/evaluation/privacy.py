@@ -41,7 +41,7 @@ _STATEMENTS = re.compile(
     re.IGNORECASE,
 )
 _GUESS = re.compile(r",? \b(?:maybe|perhaps|possibly|probably|likely)\b", re.IGNORECASE)
-_FEW = 8  # words before a comma after which a bare value answers: "Hard to say, maybe blue"
+_FEW = 8  # words of declining beside which a bare value answers, with a comma between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,9 @@ def _gives_value(text: str, attribute: Attribute) -> bool:
         if values.bare.fullmatch(statement) or values.said.search(statement):
             return True
         before, _, after = statement.partition(", ")
-        if after and len(before.split()) <= _FEW and _declines(before) and values.bare.fullmatch(after):
-            return True
+        for declining, value in ((before, after), (after, before)):  # "Hard to say, maybe blue" and the reverse
+            if len(declining.split()) <= _FEW and values.bare.fullmatch(value) and _declines(declining):
+                return True
     return False
 
 
@@ -142,10 +143,11 @@ def _phrases() -> _Phrases:
     told = _any([*words["told"], *words["topics"]])
     says_not = words["silent"].replace("{told}", told)
     topic = rf"{topics}\b(?: [\w',/-]+){{0,8}}?,? ?{filled('withheld')}\b"
+    unseen = rf"{topics}\b(?: [\w',/-]+){{0,8}}? (?:is|are|was|were) (?:\w+ly )?{_any(words['out_of_sight'])}\b"
     silent = rf"{pictures}\b(?: [\w']+){{0,3}}? {says_not}\b"
     of = r"(?:(?:the|their|his|her|its|this|that|any|a|an|such|exact|specific|precise|actual|[\w-]+'s|\w+s'|\w+ and) )*"
     return _Phrases(
-        anywhere=_compiled(rf"\b(?:{filled('speaker')}|{topic}|{silent})"),
+        anywhere=_compiled(rf"\b(?:{filled('speaker')}|{topic}|{unseen}|{silent})"),
         start=_compiled(rf"(?:{filled('speaker')}|{filled('bare')}|{of}{topic}|{of}{silent})"),
         leads=_compiled(rf"(?:{_any(words['leads'])}\b[, ]*)*"),
         aside=_compiled(filled("asides")),
@@ -180,7 +182,7 @@ def _values_of(attribute: Attribute) -> _Values:
     to = r"(?: (?:to be|like|as|as if|for|into|under))*"
     has = r"(?: to)? (?:has|have|having|with|show|shows)\b"
     subject = rf"\b{_any(words['subjects'])}{where}{modal}"
-    framed = rf"(?:{subject}{be}{to}|\b{words['says']}|\b{words['hints']}|^{words['elliptic']}{to})"
+    framed = rf"(?:{subject}{be}{to}|\b{words['says']}|\b{words['hints']}|(?:^|, ){words['elliptic']}{to})"
     held = rf"(?:{subject}(?: (?:seems?|appears?))?{has}|\b{words['says']}|^with)"
     return _Values(
         bare=_compiled(given + more),
