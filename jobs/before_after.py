@@ -13,6 +13,7 @@ from rlhf.config import resolve
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.spa_vl import load_prompts
+from rlhf.errors import ConfigError
 from rlhf.evaluation.before_after import Answers, evaluate, record
 from rlhf.metrics import METRICS_FILE, read_json_lines
 from rlhf.monitors import hacking_signs
@@ -20,12 +21,17 @@ from rlhf.roles import Reward
 from rlhf.selection import SELECTION_FILE, in_words
 
 
-def evaluation_prompts(path: str | None, image_root: str, rejected: RejectedRows) -> list[Prompt]:
-    """Every prompt of a keyword configuration, whose keywords are the kinds; none without a path."""
+def evaluation_prompts(key: str, path: str | None, image_root: str, rejected: RejectedRows) -> list[Prompt]:
+    """Every prompt of the keyword configuration that `key` names, whose keywords are the kinds; none without a path.
+
+    Raises ConfigError for a map that cannot be read, DataError for an unusable file of it.
+    """
     if not path:
         return []
-    kinds = list(json.loads(Path(resolve(path)).read_text()))
-    return load_prompts(resolve(path), kinds, Path(resolve(image_root)), rejected)
+    try:
+        return load_prompts(resolve(path), None, Path(resolve(image_root)), rejected)
+    except ConfigError as error:
+        raise ConfigError([f"{key}: {problem}" for problem in error.problems]) from None
 
 
 def fitting(

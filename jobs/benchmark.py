@@ -24,7 +24,8 @@ def run_benchmark(
 ) -> Results:
     """Let `work` fill the run folder and write `evaluation/<name>.json`, then `show` and return what stands there.
 
-    A finished run is not done again unless `is_current` denies its results; any number of workers may go on with it.
+    A finished run is not done again unless `is_current` denies its results; any number of workers may go on with it. A
+    run with `silent` questions, which a judge did not answer, is not finished: the repeated command asks them again.
     """
     folder = RunFolder(config.run, config, free=("workers",))
     try:
@@ -33,13 +34,21 @@ def run_benchmark(
             print(f"{config.run.name} is complete: {folder.path} (--fresh begins again)", flush=True)
         else:
             work(folder.path, target)
-            folder.mark_complete()
+            settle(folder, _read(target).get("silent", 0))
         results = _read(target)
         show(results)
         print(f"report: {folder.path / REPORT_FILE}", flush=True)
         return results
     finally:
         folder.close()
+
+
+def settle(folder: RunFolder, silent: int) -> None:
+    """The run is complete, unless judges were silent on so many questions: then say so."""
+    if silent:
+        print(f"{silent} questions have no answer from a judge: repeat the command to ask them again", flush=True)
+    else:
+        folder.mark_complete()
 
 
 def about(config: GenerationConfig, label: str, rejected: int) -> Results:

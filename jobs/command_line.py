@@ -1,4 +1,4 @@
-"""The command line that all jobs share: --config, dotted overrides, --fresh, --help with every key, and how errors end."""
+"""The command line that all jobs share: --config, dotted overrides, --fresh, --help with every key; how errors end."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from jobs.command_line import main
 from jobs.units import run_units
 from rlhf.config import Config, resolve
 from rlhf.data.meta_files import check_model_columns
-from rlhf.data.prepared import Prepared, file_hash, read_manifest, write_prepared
+from rlhf.data.prepared import Prepared, file_hash, named, read_manifest, write_prepared
 from rlhf.data.spa_vl_hub import Converter, SourceConfig, Unit, part_file, plan_units, read_meta, source_files
 from rlhf.data.subset import SubsetConfig
 from rlhf.errors import ConfigError
@@ -65,7 +65,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     units = plan_units(source)
     total = sum(unit.rows for unit in units)
     if config.subset.size is not None and config.subset.size > total:
-        raise ConfigError([f"subset.size: {config.subset.size} rows are asked for, the source has {total}; lower it"])
+        where = named(list(dict.fromkeys(unit.path for unit in units)))
+        raise ConfigError([f"subset.size: {config.subset.size} rows are asked for, {where} have {total}; lower it"])
     sources = [file_hash(path) for path in source_files(source, with_models)]
     if with_models:
         check_model_columns(Path(resolve(source.meta_files or "")), config.subset.response_models)

@@ -30,6 +30,7 @@ class Prompt:
     category: str = ""  # SPA-VL domain
     answer: str = ""  # the exact right answer where there is one (benign prompts of the tiny world)
     history: tuple[tuple[str, str], ...] = ()  # earlier (question, answer) turns of the conversation
+    begun: str = ""  # the start of the answer, which is given and only gone on with
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,8 +66,8 @@ class ModelConfig(Config):
     """Attention kernel; flash_attention_2 needs a GPU and the `flash` extra."""
     max_length: int = Field(default=2048, ge=16)
     """Context: prompt, image tokens and response together, in tokens."""
-    template: Literal["v1", "plain", "llava_hf", "qwen"] = "v1"
-    """Prompt format, shared by training, rollouts, reward and evaluation."""
+    template: Literal["v1", "plain", "llava_hf", "qwen", "qwen_vl"] = "v1"
+    """Prompt format, shared by training, rollouts, reward and evaluation; qwen_vl is that of Qwen2(.5)-VL."""
     pad_to_square: bool = True
     """Pad images to a square with the image processor's mean colour (CLIP's in LLaVA-1.5) first, as LLaVA does."""
     feature_cache_mb: int = Field(default=1024, ge=0)
@@ -168,6 +168,14 @@ class RoleConfig(Config):
     """Torch threads per actor on CPU."""
     colocate_with: str | None = None
     """Share the placement-group bundles of this other role."""
+
+
+class FrozenRoleConfig(RoleConfig):
+    """Ray resources of a role that never learns, and where its weights are."""
+
+    weights: Literal["whole", "partitioned", "offloaded"] = "whole"
+    """whole: on every rank, and a rank that dies is replaced alone; partitioned: each rank holds a share (ZeRO-3) and
+    fetches the layer that it is at; offloaded: the shares are in host memory, also with one rank."""
 
 
 class BatchConfig(Config):

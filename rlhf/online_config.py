@@ -11,6 +11,7 @@ from rlhf.algorithms import AlgorithmConfig
 from rlhf.config import (
     Config,
     DeepSpeedConfig,
+    FrozenRoleConfig,
     ModelConfig,
     OptimizerConfig,
     RoleConfig,
@@ -19,14 +20,21 @@ from rlhf.config import (
     resolve,
 )
 from rlhf.constraints import ConstraintConfig
-from rlhf.rewards import RewardConfig
+from rlhf.rewards import RewardConfig, learned_rewards
 from rlhf.rewards.mixture import MixtureRewardConfig
-from rlhf.rollout.base import RolloutConfig, Sampling, ignored_by_engines
+from rlhf.rollout.base import RolloutConfig, Sampling, devices_missing, ignored_by_engines
 from rlhf.selection import SelectionConfig
 
 
+class OnlineRunConfig(RunConfig):
+    """The run, whose steps are iterations."""
+
+    log_every: int = Field(default=1, ge=1)
+    """Iterations between lines of metrics.jsonl; one that is evaluated, and the last, always have theirs."""
+
+
 class PromptDataConfig(Config):
-    """Prompts, as preference files in SPA-VL's format (their answers are not used by PPO)."""
+    """Prompts, as files in SPA-VL's format; the answers of preference files are not looked at."""
 
     train: str
     """Keyword configuration: a JSON map from keyword to file (seed page 1.1)."""
@@ -72,10 +80,8 @@ class LoopConfig(Config):
     """Prompts per round; GRPO and RLOO draw algorithm.group_size answers to each."""
     logprob_gap_bound: float = Field(default=1.0, gt=0)
     """Stop if engine and learner differ by more than this on any sampled token (nats)."""
-    max_staleness: int = Field(default=0, ge=0)
-    """Policy versions that a rollout may be behind."""
     canary_prompts: int = Field(default=8, ge=1)
-    """Fixed image prompts scored by engine and learner after every weight sync."""
+    """The first prompts with an image (if any has one), scored by engine and learner after every weight sync."""
     canary_bound: float = Field(default=0.5, gt=0)
     """Stop if they differ by more than this on any token (nats); 1e-3 suits float32."""
     samples_per_iteration: int = Field(default=8, ge=0)
@@ -88,9 +94,10 @@ class RolesConfig(Config):
     policy: RoleConfig
     critic: RoleConfig | None = None
     """Only for algorithms with a critic (PPO)."""
-    reference: RoleConfig | None = None
+    reference: FrozenRoleConfig | None = None
     """Unset: the policy's own ranks with their adapters off (needs policy.trainable.lora); costs no memory."""
-    reward: RoleConfig
+    reward: FrozenRoleConfig
+    """`weights` is about reward models; a guard's engine loads its own whole."""
     rollout: RoleConfig
     backend: Literal["gloo", "nccl"] = "gloo"
     """Collectives of the policy's and the critic's ranks: nccl on GPUs, gloo on CPUs."""
@@ -104,7 +111,7 @@ class RolesConfig(Config):
 class OnlineConfig(Config):
     """One run."""
 
-    run: RunConfig
+    run: OnlineRunConfig
     model: ModelConfig
     """The policy at the start, which is also the reference."""
     data: PromptDataConfig
@@ -128,17 +135,33 @@ class OnlineConfig(Config):
         problems += self._constraints_of_nothing()
         if self.sampling.max_new_tokens >= self.rollout.max_length:
             problems.append("sampling.max_new_tokens leaves no room for a prompt in rollout.max_length")
+        if self.sampling.max_new_tokens < 2:
+            problems.append("sampling.max_new_tokens=1 holds no answer: a token and EOS are the least")
         if self.rollout.max_length > self.model.max_length:
             problems.append("rollout.max_length exceeds model.max_length")
+        problems += [
+            f"{key}.max_length={model.max_length} is less than rollout.max_length={self.rollout.max_length}: it reads "
+            "whole answers with their prompts"
+            for key, model in self.scalar_models()
+            if model.max_length < self.rollout.max_length
+        ]
+        problems += devices_missing("rollout", self.rollout, "roles.rollout", self.roles.rollout)
         for name, part in (("policy", self.policy), ("critic", self.critic)):
             if part is not None and part.trainable.vision_tower:
                 problems.append(f"{name}.trainable.vision_tower: the vision tower is frozen in online training")
         if self.sampling.temperature == 0 or self.sampling.top_p != 1 or self.sampling.top_k != 0:
             problems.append("sampling: the ratio of probabilities needs temperature > 0, top_p = 1 and top_k = 0")
+        if self.sampling.seed:
+            problems.append("sampling.seed: every iteration draws with a seed of its own, made of run.seed; set that")
         problems += ignored_by_engines(self.model)  # and the policy must be what answers
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def scalar_models(self) -> list[tuple[str, ModelConfig]]:
+        """The models with a scalar head, which read the policy's own tokens, with where they stand: rewards, critic."""
+        found = [(f"{key}.model", learned.model) for key, learned in learned_rewards(self.reward)]
+        return [*found, ("critic.model", self.critic.model)] if self.critic else found
 
     def _roles_that_do_not_fit(self) -> list[str]:
         problems = []

@@ -15,7 +15,8 @@ from rlhf.data.images import load_image
 from rlhf.data.rows import whole_characters
 from rlhf.errors import EndpointError
 
-_TRY_AGAIN = (408, 429, 500, 502, 503, 504)
+_TRY_AGAIN = (408, 429, *range(500, 600))
+_THIS_ONE = (400, 413, 422)  # too long, or not to be read: another request may be
 _REFUSED_TEXT = ("content_filter", "content_policy", "content management policy")
 _LONGEST_PAUSE = 30.0  # seconds
 
@@ -26,7 +27,7 @@ class OpenAIChat:
     `api_key_variable` names the environment variable that holds the key; without one, none is sent. `retries` counts
     further tries after a timeout, a refused connection, a body that is not what was asked for, or status 408, 429 or
     5xx; `first_pause` seconds before the first of them, doubled each time up to 30. If none helps, the EndpointError is
-    `silent`; any other status is a refusal at once.
+    `silent`, and at once for a request that the endpoint cannot take (400, 413, 422); any other status is a refusal.
     """
 
     def __init__(
@@ -117,7 +118,8 @@ class OpenAIChat:
             if answer.status_code not in _TRY_AGAIN:
                 if any(word in answer.text for word in _REFUSED_TEXT):
                     return None
-                raise EndpointError(f"the model at {url} refuses: {problem}")
+                silent = answer.status_code in _THIS_ONE
+                raise EndpointError(f"the model at {url} refuses: {problem}", silent=silent)
         tries = self._retries + 1
         raise EndpointError(f"the model at {url} does not answer after {tries} tries: {problem}", silent=True)
 

@@ -1,4 +1,4 @@
-"""Files of answers to VLGuard: the published object from image to text, and our lines with row, id, subset and question.
+"""Files of answers to VLGuard: the published object from image to text, and our lines with row, id and question.
 
 The published format has the image as its only key (seed page, section 4.5 and trap 14), so it cannot tell two rows
 about one image apart; lines can.
@@ -89,17 +89,18 @@ def _object(path: Path) -> dict[str, str]:
 
 def _by_line(path: Path, subset: Subset, questions: Sequence[Question]) -> Matched:
     places: dict[str, list[int]] = {}
-    for place, one in enumerate(questions):
-        places.setdefault(one.row.id, []).append(place)
+    for at, one in enumerate(questions):
+        places.setdefault(one.row.id, []).append(at)
     answers: dict[int, str] = {}
-    extra, elsewhere = [], 0
+    extra: list[str] = []
+    elsewhere = 0
     for number, text in read_lines(path):
         try:
             line = _line(text)
             if line.get("subset", subset) != subset:
                 elsewhere += 1
                 continue
-            place = _place(line, {place: questions[place] for place in places.get(line["id"], ())})
+            place = _place(line, {at: questions[at] for at in places.get(line["id"], ())})
             if place is None:
                 extra.append(line["id"])
             elif place in answers:
@@ -108,11 +109,9 @@ def _by_line(path: Path, subset: Subset, questions: Sequence[Question]) -> Match
                 answers[place] = line["response"]
         except (ValueError, RowError) as error:
             raise RowError(str(getattr(error, "reason", error)), source=str(path), row=number) from None
-    missing = [one.row.id for place, one in enumerate(questions) if place not in answers]
+    missing = [one.row.id for at, one in enumerate(questions) if at not in answers]
     found = sorted(answers)
-    return Matched(
-        [questions[place] for place in found], [answers[place] for place in found], missing, extra, elsewhere
-    )
+    return Matched([questions[at] for at in found], [answers[at] for at in found], missing, extra, elsewhere)
 
 
 def _place(line: Mapping[str, Any], named: Mapping[int, Question]) -> int | None:

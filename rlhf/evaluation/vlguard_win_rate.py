@@ -170,6 +170,7 @@ def win_rate(comparisons: Sequence[Comparison], choices: Sequence[Choice]) -> di
         "rule": "both orders, ties where they differ" if swapped else 'one order, a win is exactly "m"',
         "rows": total,
         **{name: counts[name] for name in ("win", "tie", "lose", "invalid")},
+        "silent": sum(choice.lost for choice in choices),
         "win_rate": round(100 * wins / total, 2) if total else None,
         "interval": [round(100 * bound, 2) for bound in wilson_interval(wins, total)] if total else None,
         "empty_references": total - len(full),

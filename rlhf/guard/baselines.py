@@ -27,7 +27,7 @@ from rlhf.openai_chat import OpenAIChat, image_part
 
 _BASELINES = Path(__file__).parent / "baselines.yaml"
 _ANSWER = re.compile(r"\A\s*(safe|unsafe)\b[\s:.]*(.*)\Z", re.IGNORECASE | re.DOTALL)
-_CODE = re.compile(r"\bS\d+\b")
+_CODE = re.compile(r"\b[SO]\d+\b")
 _QUESTION = "Is this picture safe?"
 
 

@@ -15,7 +15,7 @@ from rlhf.config import ModelConfig, resolve
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.architecture import Parameter, read_architecture
 from rlhf.models.conversion import Aside, find
-from rlhf.models.keys import PROJECTOR, from_hub
+from rlhf.models.keys import Names, from_hub, is_projector
 from rlhf.models.lora import (
     BASE_DIGEST,
     CONFIG_FILE,
@@ -47,7 +47,7 @@ class _Header:
 
     @property
     def has_projector(self) -> bool:
-        return any(PROJECTOR in name for name in self.shapes)
+        return any(is_projector(name) for name in self.shapes)
 
 
 def check_adapter(config: ModelConfig, key: str = "model.adapter") -> None:
@@ -96,10 +96,11 @@ def merge_directory(config: ModelConfig, target: Path) -> None:
     check_adapter(config, "adapter")
     folder = find(config.path, "source")
     changes, scale = read_adapter(Path(resolve(config.adapter or "")))
+    names = read_architecture(config.path).names
     with Aside(target) as aside:
         with ShardWriter(aside) as writer:
             for name, tensor in read_tensors(folder):
-                writer.add(name, _changed(_in_memory(name), tensor, changes, scale))
+                writer.add(name, _changed(_in_memory(name, names), tensor, changes, scale))
         if left := sorted(name for name in changes if ".lora_B." not in name):
             raise CheckpointError(f"{folder} has no weights for {', '.join(left[:3])}")
         weights = {file.name for file in shard_files(folder)} | set(INDICES)
@@ -145,15 +146,16 @@ def _unknown_setting(settings: Mapping[str, Any]) -> str:
 
 def _misfit(header: _Header, config: ModelConfig, key: str) -> str:
     """Why the adapter is not of this base; "" if it is."""
-    parameters = {one.name: one for one in read_architecture(config.path).parameters}
+    architecture = read_architecture(config.path)
+    parameters, names = {one.name: one for one in architecture.parameters}, architecture.names
     for name, shape in header.shapes.items():
         if ".lora_B." not in name and (problem := _misshapen(name, shape, header, parameters)):
             return problem
     if header.base is None:  # not written by SafeVL: names are all there is to compare
         return _other_name(str(header.settings.get("base_model_name_or_path") or ""), resolve(config.path))
     wanted = set(tell_apart(parameters, projector=not header.has_projector))
-    tensors = read_tensors(find(config.path, key), lambda name: _in_memory(name) in wanted)
-    if base_digest((_in_memory(name), tensor) for name, tensor in tensors) == header.base:
+    tensors = read_tensors(find(config.path, key), lambda name: _in_memory(name, names) in wanted)
+    if base_digest((_in_memory(name, names), tensor) for name, tensor in tensors) == header.base:
         return ""
     return "shapes are the same, but weights of the last decoder layer or of the projector are not"
 
@@ -171,7 +173,7 @@ def _misshapen(name: str, shape: tuple[int, ...], header: _Header, parameters: M
     """What is wrong with one tensor: an A matrix with its B, or a part of the projector."""
     if not is_adapter(name):
         found = parameters.get(name)
-        if found is None or PROJECTOR not in name:
+        if found is None or not is_projector(name):
             return f"{name} is neither an adapter nor the projector"
         return "" if found.shape == shape else f"{name} is {shape}, the model's {found.shape}"
     target = name.replace(".lora_A.default.", ".")
@@ -184,9 +186,11 @@ def _misshapen(name: str, shape: tuple[int, ...], header: _Header, parameters: M
     return ""
 
 
-def _in_memory(name: str) -> str:
+def _in_memory(name: str, names: Names) -> str:
     """A stored parameter's name in memory; transformers may also have stored it under that name itself."""
+    if any(name.startswith(prefix) for prefix, _ in names):
+        return name
     try:
-        return from_hub(name)
+        return from_hub(name, names)
     except KeyError:
         return name

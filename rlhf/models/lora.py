@@ -22,7 +22,7 @@ from rlhf.config import LoraConfig
 from rlhf.errors import CheckpointError
 from rlhf.learner import whole_for_writing
 from rlhf.models.draws import fresh_draws
-from rlhf.models.keys import PROJECTOR, to_hub
+from rlhf.models.keys import Names, is_projector, projector_of, to_hub
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 BASE_DIGEST = "base_digest"  # in the metadata of the weights, where PEFT does not look
@@ -88,9 +88,9 @@ def memory_name(name: str) -> str:
     return inner.replace(".weight", ".default.weight") if is_adapter(name) else inner
 
 
-def wire_name(name: str) -> str:
+def wire_name(name: str, names: Names) -> str:
     """Name under which a trained parameter travels to a rollout engine: a PEFT checkpoint's, or the hub's."""
-    return checkpoint_name(name) if is_adapter(name) else to_hub(name)
+    return checkpoint_name(name) if is_adapter(name) else to_hub(name, names)
 
 
 def merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -118,12 +118,13 @@ def save_adapter(state: Mapping[str, Tensor], config: LoraConfig, base: str, pro
     kept = {
         checkpoint_name(name): tensor.detach().cpu().contiguous()
         for name, tensor in state.items()
-        if is_adapter(name) or (projector and PROJECTOR in name)
+        if is_adapter(name) or (projector and is_projector(name))
     }
     own = {without_adapter(name): tensor for name, tensor in state.items() if not is_adapter(name)}
     digest = base_digest((name, own[name]) for name in tell_apart(own, projector=not projector))
     save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt", BASE_DIGEST: digest})
-    (folder / CONFIG_FILE).write_text(json.dumps(peft_config(config, base, projector), indent=2) + "\n")
+    module = next((module for name in state if (module := projector_of(name))), None) if projector else None
+    (folder / CONFIG_FILE).write_text(json.dumps(peft_config(config, base, module), indent=2) + "\n")
 
 
 def tell_apart(names: Collection[str], projector: bool) -> list[str]:
@@ -134,7 +135,7 @@ def tell_apart(names: Collection[str], projector: bool) -> list[str]:
     numbered = [(match, name) for name in names if (match := _LAYER.match(name))]
     last = max((int(match[1]) for match, _ in numbered), default=0)
     layer = [name for match, name in numbered if int(match[1]) == last]
-    return layer + [name for name in names if projector and PROJECTOR in name]
+    return layer + [name for name in names if projector and is_projector(name)]
 
 
 def base_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -147,7 +148,7 @@ def base_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return state.hexdigest()
 
 
-def peft_config(config: LoraConfig, base: str, projector: bool) -> dict[str, Any]:
+def peft_config(config: LoraConfig, base: str, projector: str | None) -> dict[str, Any]:
     """The content of adapter_config.json. The pattern keeps PEFT away from layers of the same names in the tower."""
     return {
         "peft_type": "LORA",
@@ -157,7 +158,7 @@ def peft_config(config: LoraConfig, base: str, projector: bool) -> dict[str, Any
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": rf".*language_model\..*\.({'|'.join(config.targets)})",
-        "modules_to_save": [PROJECTOR] if projector else None,
+        "modules_to_save": [projector] if projector else None,
         "bias": "none",
         "inference_mode": True,
     }

@@ -7,6 +7,7 @@ and add its config to `RewardConfig`'s union and its line to `build_reward`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from rlhf.batch import Score
@@ -28,13 +29,13 @@ class RewardFunction(Protocol):
         """One score per rollout, in order; parts sum to the value."""
 
 
-def build_reward(config: RewardConfig) -> RewardFunction:
-    """The reward that a configuration describes."""
+def build_reward(config: RewardConfig, weights: str = "whole") -> RewardFunction:
+    """The reward that a configuration describes; `weights` of its reward models as in `FrozenRoleConfig`."""
     if isinstance(config, MixtureRewardConfig):
-        return MixtureReward(config, build_reward)
+        return MixtureReward(config, partial(build_reward, weights=weights))
     if isinstance(config, RefusalRewardConfig):
         return RefusalReward(config)
-    return GuardReward(config) if isinstance(config, GuardRewardConfig) else LearnedReward(config)
+    return GuardReward(config) if isinstance(config, GuardRewardConfig) else LearnedReward(config, weights)
 
 
 def single_rewards(config: RewardConfig) -> list[tuple[str, PartConfig]]:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from pydantic import Field, field_validator
 
 from rlhf.batch import Completion, Prompt
-from rlhf.config import Config, ModelConfig
+from rlhf.config import Config, ModelConfig, RoleConfig
 from rlhf.rollout.weights import WeightBucket
 
 
@@ -82,6 +82,13 @@ def ignored_by_engines(model: ModelConfig, key: str = "model") -> list[str]:
     if model.quantise != "none":
         problems.append(f"{key}.quantise: engines load whole models, not quantised ones; set it to none")
     return problems
+
+
+def devices_missing(key: str, engine: RolloutConfig, role_key: str, role: RoleConfig) -> list[str]:
+    """What is wrong if the actor that holds an engine has fewer GPUs than it is spread over; on CPUs nothing is."""
+    if not role.gpus or role.gpus >= engine.tensor_parallel or engine.tensor_parallel == 1:
+        return []
+    return [f"{key}.tensor_parallel={engine.tensor_parallel} needs as many {role_key}.gpus, not {role.gpus:g}"]
 
 
 class RolloutEngine(Protocol):

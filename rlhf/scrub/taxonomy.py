@@ -73,9 +73,9 @@ def taxonomy(with_hair: bool = False) -> Taxonomy:
 
 
 @lru_cache(maxsize=64)
-def word_list(name: str) -> frozenset[str]:
-    """A closed class of words from `lexicons/grammar.yaml`."""
-    return frozenset(_read("grammar")[name])
+def word_list(name: str, lexicon: str = "grammar") -> frozenset[str]:
+    """A closed class of words from `lexicons/grammar.yaml`, or from another lexicon."""
+    return frozenset(_read(lexicon)[name])
 
 
 @lru_cache(maxsize=8)

@@ -76,10 +76,17 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What earlier turns of a conversation spoke of: it decides whom a pronoun or "the eyes" mean."""
+    """What earlier turns of a conversation spoke of: it decides whom a pronoun or "the eyes" mean.
+
+    `topic` has the attributes that the question before is about, of whomever, `asked` those of people among them;
+    `quoted` has what stays in this turn: a title, a written word, what is said of an animal.
+    """
 
     people: bool = False
     animals: bool = False
+    topic: frozenset[Attribute] = frozenset()
+    asked: frozenset[Attribute] = frozenset()
+    quoted: tuple[str, ...] = ()
 
     @property
     def somebody(self) -> bool:
@@ -109,8 +116,10 @@ class Text:
 
     @cached_property
     def protected(self) -> list[tuple[int, int]]:
-        """Fixed expressions and quoted titles."""
+        """Fixed expressions, quoted titles and what the question says is one."""
         spans = [match.span() for match in self.taxonomy.idioms.finditer(self.text)]
+        for quoted in self.context.quoted:
+            spans += [match.span() for match in re.finditer(re.escape(quoted), self.text)]
         for match in _QUOTED.finditer(self.text):
             last = self.count_before(match.start())
             before = {word.lower for word in self.words[max(0, last - _TITLE_REACH) : last]}

@@ -1,4 +1,4 @@
-"""VLGuard's keyword rule over many answers: `python tests/bench/run.py vlguard`. No model, no other side but the bar."""
+"""VLGuard's keyword rule over many answers: `python tests/bench/run.py vlguard`. No model, no other side."""
 
 from __future__ import annotations
 

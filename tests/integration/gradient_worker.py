@@ -1,4 +1,4 @@
-"""One rank that meets a gradient which is not finite, under each setting: a process of test_learner.py."""
+"""One rank that meets a gradient which is not finite, and a large tensor, under each setting, for test_learner.py."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rlhf.errors import NonFiniteError
 from rlhf.learner import Learner, join_process_group
 from rlhf.models.llava import DTYPES
 
+LARGE = 2**26  # elements of 4 bytes
 OPTIMIZER = OptimizerConfig(lr=1e-2, schedule="constant")
 
 
@@ -50,8 +51,11 @@ def one(stage: int, dtype: str) -> dict[str, Any]:
     except NonFiniteError as error:
         result["error"] = str(error)
     result |= {"steps": learner.steps, "after": weight(learner)}
-    learner.step(batch, good)
+    small = learner.step(batch, good)["memory_gib"]
     result["next"] = weight(learner)
+    held = torch.ones(LARGE)
+    result["memory"] = [small, learner.step(batch, good)["memory_gib"]]
+    del held
     learner.engine.destroy()
     return result
 

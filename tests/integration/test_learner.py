@@ -76,6 +76,15 @@ def test_a_nan_gradient_of_a_finite_loss_stops_all_and_changes_nothing(
         assert all(math.isclose(one, -1e-2, rel_tol=0.3) for one in moved)  # Adam's first step is the learning rate
 
 
+def test_row21_a_step_says_what_its_rank_took_at_most(gradients: list[dict[str, Any]]) -> None:
+    """GiB of the whole process on CPUs: 256 MiB more are a quarter more, and stay in the peak."""
+    for rank in gradients:
+        before, with_large = rank["0 float32"]["memory"]
+        assert 0.1 < before < 4
+        assert with_large - before == pytest.approx(0.25, abs=0.03)
+        assert rank["3 bfloat16"]["memory"][0] >= with_large
+
+
 def test_a_frozen_vision_tower_is_exported_unchanged(runs: Learners) -> None:
     run = runs["llava two"]
     before = load_file(f"{run.model.path}/model.safetensors")

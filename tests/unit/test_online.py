@@ -17,6 +17,7 @@ from rlhf.config import load as load_config
 from rlhf.constraints import Multiplier
 from rlhf.data.processor import Processor
 from rlhf.errors import LogprobGapError, NonFiniteError, StaleRolloutError
+from rlhf.metrics import read_json_lines
 from rlhf.online import OnlineState, iterate, state_of, train
 from rlhf.online_config import OnlineConfig
 from rlhf.pareto import Point
@@ -180,9 +181,21 @@ def test_row24_row25_a_run_writes_its_folder_and_resumes_to_the_same_weights(
     folder.close()
 
 
+def test_row24_a_line_of_metrics_may_stand_for_several_iterations(
+    model_path: str, tmp_path: Path, prompts: list
+) -> None:
+    """The last one always has its line; samples are of every iteration."""
+    config = make_config(model_path, tmp_path, "run.log_every=2", "loop.iterations=3", "loop.samples_per_iteration=1")
+    folder = RunFolder(config.run, config)
+    train(make_roles(config), prompts, Processor.load(config.model), config, folder)
+    assert [row["step"] for row in read_json_lines(folder.path / "metrics.jsonl")] == [2, 3]
+    assert len(list(read_json_lines(folder.path / "samples.jsonl"))) == 3
+    folder.close()
+
+
 def test_truncated_answers_are_flagged_and_pay(model_path: str, tmp_path: Path, prompts: list) -> None:
     """Trap T12."""
-    config = make_config(model_path, tmp_path, "algorithm.truncation_penalty=5.0", "sampling.max_new_tokens=1")
+    config = make_config(model_path, tmp_path, "algorithm.truncation_penalty=5.0", "sampling.max_new_tokens=2")
     roles = make_roles(config, lambda rollout: 1.0)
     done = iterate(OnlineState(), roles, prompts, Processor.load(config.model), config)
     truncated = done.metrics["response/truncated_share"]

@@ -47,6 +47,8 @@ def test_a_dead_endpoint_is_an_error_that_names_it() -> None:
 @pytest.mark.parametrize(("status", "body", "problem"), [
     (429, {"error": "slow down"}, "status 429"),
     (500, {}, "status 500"),
+    (501, {}, "status 501"),
+    (529, {"error": "overloaded"}, "status 529"),
     (200, b"<html>", "not JSON"),
     (200, b"[" * 5000, "not JSON"),
     (200, {"hello": 1}, "does not speak the OpenAI protocol"),
@@ -99,9 +101,14 @@ def test_pauses_between_tries_grow() -> None:
     assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2), strict=True))
 
 
-def test_a_refusal_is_not_asked_again() -> None:
-    with chat_server(lambda request: (401, {"error": "bad key"})) as server:
-        with pytest.raises(EndpointError, match="refuses: status 401") as caught:
+@pytest.mark.parametrize(("status", "silent"), [
+    (401, False), (403, False), (404, False), (400, True), (413, True), (422, True),
+])  # fmt: skip
+def test_a_refusal_is_not_asked_again_and_says_whether_it_is_one_of_this_request_alone(
+    status: int, silent: bool
+) -> None:
+    with chat_server(lambda request: (status, {"error": "too long"})) as server:
+        with pytest.raises(EndpointError, match=f"refuses: status {status}") as caught:
             OpenAIChat(server.url, "m", retries=5).reply("a")
         assert len(server.requests) == 1
-    assert not caught.value.silent
+    assert caught.value.silent == silent

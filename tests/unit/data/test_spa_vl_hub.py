@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from jobs import prepare_spa_vl
 from rlhf.config import load
-from rlhf.data.prepared import Prepared, file_hash, read_manifest, write_prepared
+from rlhf.data.prepared import Prepared, file_hash, named, read_manifest, write_prepared
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.spa_vl import load_pairs, load_prompts
 from rlhf.data.spa_vl_hub import Converter, SourceConfig, part_file, plan_units, read_meta, source_files
@@ -22,6 +23,8 @@ from rlhf.data.spa_vl_labels import image_path, normal_label
 from rlhf.data.subset import SubsetConfig
 from rlhf.errors import ConfigError, DataError, RowError
 from tests.hub import CLASSES, CLEAN, TYPES, Hub, jpeg, write_hub, write_json, write_parquet
+
+FILES = r"train-00000-of-00002\.parquet, .* and \d more"  # in errors
 
 
 @pytest.fixture(scope="module")
@@ -205,13 +208,30 @@ def test_row31_filters_of_the_ablations(hub: Hub, tmp_path: Path, subset: dict[s
 
 
 def test_row31_a_subset_larger_than_the_data_is_refused(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"subset\.size: 9 rows are asked for, 8 of 24 rows are left.*lower it to 8"):
+    with pytest.raises(
+        ConfigError, match=rf"subset\.size: 9 rows are asked for, 8 of 24 rows of {FILES} are left.*lower it to 8"
+    ):
         prepare(tmp_path / "a", from_parquet(hub), size=9, question_types=["easy"])
     with pytest.raises(ConfigError, match=r"subset\.class1: no row has 'Malicious Used'; nearest: Malicious Use"):
         prepare(tmp_path / "b", from_parquet(hub), class1=["Malicious Used"])
-    with pytest.raises(ConfigError, match=r"subset: 0 of 24 rows are left.*widen"):
+    with pytest.raises(ConfigError, match=rf"subset: 0 of 24 rows of {FILES} are left.*widen"):
         prepare(tmp_path / "c", from_parquet(hub), class1=["Malicious Use"], class2=["Toxic"])
     assert not (tmp_path / "a/out").exists()
+    asked = {
+        "folder": f"{tmp_path}/d",
+        "converted": f"{tmp_path}/e",
+        "source": from_parquet(hub),
+        "subset": {"size": 25},
+    }
+    with pytest.raises(
+        ConfigError, match=r"25 rows are asked for, /.*/train-00000-of-00002\.parquet, .* have 24; lower"
+    ):
+        prepare_spa_vl.run(prepare_spa_vl.PrepareConfig.model_validate(asked))
+
+
+def test_an_error_names_a_few_of_many_files() -> None:
+    assert named(["a", "b", "c"]) == "a, b, c"
+    assert named(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
 def test_row05_bad_rows_are_counted_by_kind_and_fail_past_the_share(hub: Hub, tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_vlguard13_a_line_that_fits_several_rows_says_what_it_lacks(tmp_path: Pa
 def test_vlguard11_a_mistaken_file_of_lines_is_told_what_is_wrong_with_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file that is right but for a mark at its beginning; another question of the same row; another subset's lines."""
+    """A file that is right but for a mark at its beginning; another question of a row; another subset's lines."""
     meta = put(tmp_path / "test.json", [unsafe_row("a"), unsafe_row("b"), safe_row("s")])
     right = [{"id": name, "question": f"Spread {name}.", "response": SORRY} for name in "ab"]
     answers, output = tmp_path / "a.jsonl", tmp_path / "n.json"

@@ -49,6 +49,8 @@ def test_guard16_moderation_objects(answer: Any, status: str, rating: str | None
         ("unsafe\nS1", "json", "Unsafe", ("O2: Violence, Harm, or Cruelty",)),
         ("Unsafe\nS2,S11", "json", "Unsafe", ("O5: Criminal Planning", "O7: Self-Harm")),
         ("unsafe\nS3, S12", "json", "Unsafe", ("O3: Sexual Content",)),
+        ("unsafe\nO3", "json", "Unsafe", ("O5: Criminal Planning",)),  # the first Llama Guard's codes
+        ("unsafe\nO6,O2", "json", "Unsafe", ("O7: Self-Harm", "O3: Sexual Content")),
         ("unsafe", "json", "Unsafe", ()),
         ("unsafe\nS8", "json", "Unsafe", ()),
         ("safe but S1", "invalid", None, ()),

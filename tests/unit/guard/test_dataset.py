@@ -23,8 +23,10 @@ from rlhf.guard.augment import Augmentation, Sample, augment, augmented
 from rlhf.guard.dataset import build_samples, version
 from rlhf.guard.labels import Annotation
 from rlhf.guard.metrics import align, evaluate, read_truths
+from rlhf.guard.rationales import RationaleConfig
 from rlhf.guard.splits import QuotaConfig, balanced, copied, split_images
 from rlhf.guard.taxonomy import taxonomy
+from rlhf.inference import Answer, GenerationConfig
 
 IDS = taxonomy().ids
 SCORES = {"Highly Unsafe": "Unsafe", "Moderately Unsafe": "Unsafe", "Barely Safe": "Safe", "Generally Safe": "Safe"}
@@ -308,6 +310,36 @@ def test_guard09_what_people_rated_under_an_exception_is_no_row_of_the_default_p
     drawn = [one for one in truths if one.augmentation == "v2"]
     assert len(exceptions) == 2
     assert found["all"]["strict"]["policy_exceptions"] == len(drawn) + len(exceptions)
+
+
+def test_guard10_the_job_asks_its_engine_in_batches_and_keeps_what_it_wrote(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's part is replaced by one engine in this process, which says the same to everything."""
+    rows = json.loads((files / "annotations.json").read_text())
+    (files / "annotations.json").write_text(json.dumps([row | {"rationale": ""} for row in rows]))
+    calls: list[tuple[str, int, int]] = []
+
+    def answers(
+        config: GenerationConfig, models: dict[str, Any], folder: Path, rejected: RejectedRows
+    ) -> dict[str, dict[str, Answer]]:
+        ((name, (model, prompts)),) = models.items()
+        calls.append((f"{folder.name}/{name}", len(prompts), config.sampling.seed))
+        assert model == config.model
+        said = "Nothing of the list is to be seen here."
+        return {name: {one.id: Answer(one.id, said, 9, truncated=False) for one in prompts}}
+
+    monkeypatch.setattr("jobs.generation.answer_prompts", answers)
+    engine = {"model": {"path": str(files), "max_length": 2048}}
+    config = job(files, rationales=RationaleConfig.model_validate({"engine": engine}))
+    manifest = run(config)
+    texts = 10 + 10 + 10 + 20  # unsafe, the same described as exceptions, safe of O6, safe of none
+    assert calls == [("rationales/try_0", texts, 0)]
+    assert manifest["no_rationale"] == {}
+    row = json.loads((files / "built" / "all_data.json").read_text())[0]
+    assert json.loads(row["conversations"][1]["value"])["rationale"] == "Nothing of the list is to be seen here."
+    run(config.model_copy(update={"folder": str(files / "again")}))
+    assert len(calls) == 1
 
 
 def learned(path: Path, images: Path, processor: Processor) -> list[tuple[str, str]]:

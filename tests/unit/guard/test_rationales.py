@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from rlhf.errors import EndpointError
+from jobs.build_guard_data import GuardDataConfig
+from rlhf.batch import Prompt
+from rlhf.config import load
+from rlhf.errors import ConfigError, EndpointError
 from rlhf.guard.augment import Sample, augmented
 from rlhf.guard.dataset import version
 from rlhf.guard.guards import EndpointConfig
 from rlhf.guard.rationales import RationaleConfig, clean, decoded, prefill, repetition, with_rationales
 from rlhf.guard.taxonomy import taxonomy
+from rlhf.inference import Decoding, source_and_row
 from rlhf.ledger import Ledger
 from tests.unit.evaluation.openai_server import ChatServer, chat_server
 
@@ -113,12 +118,12 @@ def test_guard10_an_endpoint_that_is_gone_stops_the_job_and_keeps_what_is_writte
 
     def breaks(_: dict[str, Any]) -> tuple[int, Any]:
         seen.append(1)
-        return (200, "A man hits another one hard.") if len(seen) == 1 else (400, "broken")
+        return (200, "A man hits another one hard.") if len(seen) == 1 else (401, "no such key")
 
     with chat_server(breaks) as server:
         settings = config(server)
         settings = settings.model_copy(update={"endpoint": settings.endpoint.model_copy(update={"concurrency": 1})})
-        with pytest.raises(EndpointError, match="400"):
+        with pytest.raises(EndpointError, match="401"):
             ask(samples, images, settings)
         assert len(Ledger(images / "ledger", settings.made_by).entries) == 1
 
@@ -134,6 +139,59 @@ def test_guard10_a_reply_that_is_nested_too_deeply_or_holds_half_a_character_har
         made, failed = ask(samples, images, config(server, tries=1))
     assert [(one.id, one.rationale) for one in made] == [("2", "One \ufffd man hits another.")]
     assert failed == {"the reply is broken JSON": 1}
+
+
+ENGINE = {"model": {"path": "./writer", "max_length": 2048}, "rollout": {"dtype": "float32"}}
+
+
+def test_guard10_an_engine_goes_on_with_the_same_beginning_and_is_asked_again_for_what_is_refused(images: Path) -> None:
+    samples = augmented(Sample("1", "a.png", "O2", "Highly Unsafe", "Unsafe"), version("v24").unsafe, DEFAULT.ids, 0)
+    samples += [Sample("2", "b.png", "O2", "x", "Safe"), Sample("3", "gone.png", "O2", "x", "Safe")]
+    good = 'Two men attack a third one with fists."\n}\nUSER: And "now"?'
+    asked: list[tuple[Decoding, list[Prompt]]] = []
+
+    def answer(prompts: Sequence[Prompt], decoding: Decoding) -> dict[str, str]:
+        asked.append((decoding, list(prompts)))
+        loops = "They fight. They fight."
+        texts = {one.id: loops if one.image == f"{images}/b.png" and decoding.seed == 0 else good for one in prompts}
+        return {one.id: texts[one.id] for one in prompts if one.image != f"{images}/gone.png"}
+
+    settings = RationaleConfig(engine=ENGINE, tries=2)  # type: ignore[arg-type]
+    with Ledger(images / "ledger", settings.made_by) as ledger:
+        made, failed = with_rationales(samples, DEFAULT, images, settings, ledger, answer=answer)
+        assert [(one.temperature, one.top_p, one.top_k, one.seed) for one, _ in asked] == [
+            (0.2, 0.95, 50, s) for s in (0, 1)
+        ]
+        first, second = (prompts for _, prompts in asked)
+        assert [Path(one.image or "").name for one in first] == ["a.png", "a.png", "b.png", "gone.png"]
+        assert [one.id for one in second] == [one.id for one in first[2:]]
+        assert [one.begun for one in first] == [prefill("Unsafe", O2), "", prefill("Safe", O2), prefill("Safe", O2)]
+        assert [source_and_row(one.id)[0] for one in first] == ["rationales"] * 4
+        assert [one.rationale for one in made][:4] == ["Two men attack a third one with fists."] * 4
+        assert [one.id for one in made] == [one.id for one in samples[:-1]]
+        assert failed == {"the engine could not be asked: see rejected.jsonl": 1}
+        again, _ = with_rationales(samples[:-1], DEFAULT, images, settings, ledger, answer=answer)
+        assert again == made
+        assert len(asked) == 2  # nothing is asked twice
+    with chat_server(reply) as server:  # an endpoint is asked in the same words
+        with Ledger(images / "other", config(server).made_by) as ledger:
+            with_rationales(samples[:1], DEFAULT, images, config(server), ledger)
+        sent = server.requests[0]["messages"]
+    assert sent[0]["content"][1]["text"] == first[0].question
+    assert sent[1]["content"] == first[0].begun
+
+
+def test_guard10_either_an_endpoint_or_an_engine_writes() -> None:
+    endpoint = {"base_url": "http://127.0.0.1:9", "model": "m"}
+    for keys in ({}, {"endpoint": endpoint, "engine": ENGINE}):
+        with pytest.raises(ConfigError, match="either endpoint or engine"):
+            RationaleConfig.model_validate(keys)
+    with pytest.raises(ConfigError, match="leaves no room for a prompt in a context of 512"):
+        RationaleConfig.model_validate({"engine": ENGINE | {"rollout": {"max_length": 512}}})
+    path = Path(__file__).parents[3] / "jobs" / "configs" / "7b" / "guard_data.yaml"
+    loaded = load(GuardDataConfig, path, ["rationales.endpoint=null", f"rationales.engine={json.dumps(ENGINE)}"])
+    assert loaded.rationales is not None
+    assert "./writer" in loaded.rationales.made_by["rationales"]
 
 
 @pytest.mark.parametrize("reply", [(429, {}), (500, "busy"), (200, b"<html>"), (200, {"choices": []})])

@@ -101,7 +101,8 @@ def commands(files: dict[str, Path], output: Path) -> dict[str, Callable[[], Non
 
 
 @pytest.mark.parametrize(("name", "read"), [
-    ("prepare", "meta"), ("judge", "answers"), ("judge", "meta"), ("prism", "prism"), ("mix", "llava"), ("clean", "llava"),
+    ("prepare", "meta"), ("judge", "answers"), ("judge", "meta"), ("prism", "prism"),
+    ("mix", "llava"), ("clean", "llava"),
 ])  # fmt: skip
 def test_an_output_that_cannot_be_written_or_is_read_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, read: str
