@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jobs import guard_answers, vlguard_answers
 from jobs.command_line import claim_output, refusals
+from rlhf.data.rejected import RejectedRows
 from rlhf.evaluation import prism
 from rlhf.evaluation.privacy_judges import PrivacyJudgeConfig, build_privacy_judge, opinions_on
 from rlhf.ledger import write_whole
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str]) -> None:
         write_whole(chosen.output, json.dumps(found, indent=2) + "\n")
         if not found["complete"]:
             whole = ", ".join(str(count) for count in prism.WHOLE[found["task"]])
-            print(f"incomplete: {found['rows']} rows; a whole file of {found['task']} has {whole}", flush=True)
+            has = f"{found['rows']} rows, {found['unreadable']} of them unreadable and {found['doubled']} doubled"
+            print(f"incomplete: {has}; a whole file of {found['task']} has {whole}, each question once", flush=True)
         print(
             f"{found['task']}: {found['rows']} rows judged by {found['judge']}, numbers in {chosen.output}", flush=True
         )
@@ -49,5 +51,9 @@ def main(arguments: Sequence[str]) -> None:
 def _judged(path: Path, base_url: str | None, model: str | None) -> dict[str, Any]:
     kind: Literal["rules", "openai"] = "openai" if base_url or model else "rules"
     config = PrivacyJudgeConfig(kind=kind, base_url=base_url, model=model)
-    answers, judge = prism.read_answers(path), build_privacy_judge(config)
-    return prism.judge(answers, opinions_on(judge, answers, concurrency=config.concurrency), judge.name)
+    rejected = RejectedRows()
+    answers, judge = prism.read_answers(path, rejected), build_privacy_judge(config)
+    for error in rejected.errors:
+        print(f"invalid: {error}", flush=True)
+    opinions = opinions_on(judge, answers, concurrency=config.concurrency)
+    return prism.judge(answers, opinions, judge.name, rejected.count)

@@ -41,7 +41,7 @@ LEDGER = "ledger.parquet"
 AUDIT = "audit.json"
 HASHES = "images.sha256"  # for `sha256sum -c`
 _KINDS = {kind.__name__: kind for kind in (DataError, RowError, ImageError, PromptTooLongError, LeakError)}
-_LONGEST = 100_000  # characters of one turn
+_LONGEST = 100_000  # characters, not bytes, of one turn
 _AHEAD = 8  # rows handed out per thread, so that a dead endpoint does not cost a whole unit of tries
 
 
@@ -164,8 +164,8 @@ def assemble(
         Lineage(partial / LEDGER, engine or EngineConfig()) as ledger,
         (partial / HASHES if copies is not None else Path(os.devnull)).open("w", encoding="utf-8") as hashes,
     ):
-        for source in dict.fromkeys(unit.source for unit in units):
-            written = _Written(partial / source, source, rejected, ledger, audit, left_out, copies, hashes)
+        for source, path in {unit.source: unit.path for unit in units}.items():
+            written = _Written(partial / source, source, path, rejected, ledger, audit, left_out, copies, hashes)
             counts[source] = written.write([part_file(parts, unit) for unit in units if unit.source == source])
     total = sum(count["rows"] for count in counts.values()) + rejected.count
     rejected.check(total, max_rejected_share)
@@ -191,6 +191,7 @@ class _Written:
 
     target: Path
     source: str
+    path: str  # of the source
     rejected: RejectedRows
     ledger: Lineage
     audit: Audit
@@ -203,7 +204,7 @@ class _Written:
         repeated, seen = _repeated_ids(parts), set[int]()
         rows = changed = turns = 0
         with self.target.open("w", encoding="utf-8") as file:
-            for line in read_parts(parts):
+            for number, line in enumerate(read_parts(parts)):  # a line for each row of the source
                 if "reason" in line:
                     self.rejected.add(_KINDS[line["kind"]](line["reason"], source=line["source"], row=line["row"]))
                     continue
@@ -212,7 +213,7 @@ class _Written:
                 if digest in repeated:
                     if digest in seen:
                         reason = f"id {row['id']!r} occurs more than once in this file"
-                        self.rejected.add(RowError(reason, source=self.source))
+                        self.rejected.add(RowError(reason, source=self.path, row=number))
                         continue
                     seen.add(digest)
                 file.write(("[\n" if rows == 0 else ",\n") + json.dumps(row, ensure_ascii=False))

@@ -172,6 +172,9 @@ def test_bad_rows_are_named_and_counted_and_the_rest_goes_on(tmp_path: Path) -> 
     assert (kept, strange) == (gif, odd[2])
     assert long["conversations"][1]["value"] == "A person. " + "so " * 33_331
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    first = len(GOOD) + len(odd)
+    assert [line["row"] for line in lines] == list(range(first, first + len(lines)))  # doubles, too
+    assert len({line["source"] for line in lines}) == 1
     for (_, reason), line in zip([*bad, (None, "not UTF-8")], lines, strict=True):
         assert reason in line["reason"]
     assert sum(manifest["rejected"].values()) == 14
