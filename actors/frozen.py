@@ -1,15 +1,18 @@
-"""Roles that never learn: the reference policy and the reward. Ray restarts and asks them again if they die."""
+"""Roles that never learn: the reference policy and the reward. Ray restarts and asks them again if they die.
+
+With `weights` partitioned or offloaded the ranks of a role are one process group instead, and it dies as a whole.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from actors.group import Group, Rank, RunOfRoles, shares
+from actors.group import Group, Rank, RunOfRoles, even_shares, shares
 from actors.pending import RayPending, wait
 from cluster.placement import Placement
 from rlhf.batch import Score, TensorRecord, TokenBatch, deal
@@ -18,18 +21,33 @@ from rlhf.rewards import guard_engines
 from rlhf.roles import Rollout
 
 
-class ReferenceRank(Rank):
-    """A whole copy of the first policy; ranks share the rows, not the weights."""
+class FrozenRank(Rank):
+    """Ranks share the rows; whole weights are there when the constructor ends, so that Ray can replace one rank."""
 
-    def __init__(self, rank: int, world: int, threads: int, config: OnlineConfig) -> None:
+    role: ClassVar[str]
+
+    def __init__(self, rank: int, world: int, threads: int, config: Any) -> None:
         super().__init__(rank, world, threads)
-        from rlhf.models.heads import PolicyModel
-        from rlhf.models.llava import load
+        self.config, self.weights = config, getattr(config.roles, self.role).weights
+        if self.weights == "whole":
+            self.build()
 
-        self.config = config
-        self.model = PolicyModel(load(config.model, None)).eval()
-        if torch.cuda.is_available():
-            self.model.cuda()
+    def build(self) -> None:
+        """Load the model, or this rank's share of it when all ranks have joined."""
+        raise NotImplementedError
+
+
+class ReferenceRank(FrozenRank):
+    """The first policy."""
+
+    role = "reference"
+
+    def build(self) -> None:
+        """Load it."""
+        from rlhf.models.build import build_frozen
+        from rlhf.models.heads import PolicyModel
+
+        self.model = build_frozen(PolicyModel, self.config.model, self.weights)
 
     def logprobs(self, tokens: TokenBatch) -> Tensor:
         """[B, T] of these rows."""
@@ -42,14 +60,16 @@ class ReferenceRank(Rank):
         return torch.cat(parts)
 
 
-class RewardRank(Rank):
-    """One copy of the reward."""
+class RewardRank(FrozenRank):
+    """The reward."""
 
-    def __init__(self, rank: int, world: int, threads: int, config: OnlineConfig) -> None:
-        super().__init__(rank, world, threads)
+    role = "reward"
+
+    def build(self) -> None:
+        """Load whatever it is made of."""
         from rlhf.rewards import build_reward
 
-        self.reward = build_reward(config.reward)
+        self.reward = build_reward(self.config.reward, self.weights)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score per rollout."""
@@ -57,7 +77,7 @@ class RewardRank(Rank):
 
 
 class FrozenGroup(Group):
-    """Actors whose constructor is their whole state, so that Ray's own restart and retry lose nothing.
+    """Actors that never learn, each replaced by Ray alone, or all by the driver where they share the weights.
 
     `environment` are variables that have to be set before an actor's process imports anything.
     """
@@ -70,11 +90,13 @@ class FrozenGroup(Group):
         placement: Placement,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        restarts = config.run.max_restarts
+        placed = getattr(config.roles, role)
+        self._alone = placed.weights == "whole"
+        restarts = config.run.max_restarts if self._alone else 0
         super().__init__(
             role,
             actor,
-            getattr(config.roles, role),
+            placed,
             placement,
             arguments=(config,),
             options={
@@ -83,7 +105,9 @@ class FrozenGroup(Group):
                 **({"runtime_env": {"env_vars": dict(environment)}} if environment else {}),
             },
         )
-        self.building = self.call("ping")
+        if not self._alone:
+            self.join(config.roles.backend)
+        self.building = self.call("ping" if self._alone else "build")
 
     def wait_built(self) -> None:
         """Wait until every actor has its model."""
@@ -119,11 +143,12 @@ class RewardGroup(FrozenGroup):
 
     def score(self, rollouts: Sequence[Rollout]) -> RayPending[list[Score]]:
         """One score per rollout, in order."""
+        rows, ranks = len(rollouts), self.config.ranks
         return self.spread(
             "score",
-            shares(len(rollouts), self.config.ranks),
+            shares(rows, ranks) if self._alone else even_shares(rows, ranks),
             lambda piece: [rollouts[row] for row in piece],
-            lambda parts: list(chain.from_iterable(parts)),
+            lambda parts: list(chain.from_iterable(parts))[:rows],
         )
 
 

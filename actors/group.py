@@ -109,3 +109,9 @@ def shares(rows: int, ranks: int) -> list[range]:
     """Consecutive row ranges, one per rank, as equal as possible."""
     bounds = [rank * rows // ranks for rank in range(ranks + 1)]
     return [range(low, high) for low, high in zip(bounds, bounds[1:], strict=False)]
+
+
+def even_shares(rows: int, ranks: int) -> list[list[int]]:
+    """Equally many rows for every rank, which ZeRO-3 needs: in order, and the last one again until all have as many."""
+    share = -(-rows // ranks)
+    return [[min(rank * share + place, rows - 1) for place in range(share)] for rank in range(ranks)]

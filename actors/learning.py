@@ -104,6 +104,6 @@ class LearnerGroup(Group):
 
 
 def _add_statistics(parts: list[dict[str, float]]) -> dict[str, float]:
-    same = ("lr", "grad_norm")
-    total = {name: sum(part[name] for part in parts) for name in parts[0] if name not in same}
-    return {**total, **{name: parts[0][name] for name in same}}
+    alike = ("lr", "grad_norm", "memory_gib")  # on all ranks; of memory the fullest one's counts
+    total = {name: sum(part[name] for part in parts) for name in parts[0] if name not in alike}
+    return {**total, **{name: max(part[name] for part in parts) for name in alike}}

@@ -26,13 +26,12 @@ class PolicyRank(LearnerRank):
         self.load_model(config, config.policy, config.model, PolicyModel)
 
     def logprobs(self, tokens: TokenBatch) -> Tensor:
-        """[B, T] of this rank's rows."""
-        temperature, width = self.config.sampling.temperature, tokens.input_ids.shape[1]
+        """[B, T] of this rank's rows, under the distribution that answers are drawn from."""
+        return self._logprobs(tokens, self.config.sampling.temperature)
 
-        def forward(engine: Any, micro: TokenBatch) -> Tensor:
-            return _widen(engine(micro.trimmed(), temperature, entropy=False)[0], width)
-
-        return torch.cat(self.learner.infer(tokens.split(self.config.policy.micro_rows), forward))
+    def unscaled_logprobs(self, tokens: TokenBatch) -> Tensor:
+        """The same at temperature 1, as an engine's `score` gives them."""
+        return self._logprobs(tokens, 1.0)
 
     def reference_logprobs(self, tokens: TokenBatch) -> Tensor:
         """The same by the policy as it was loaded (LoRA only)."""
@@ -56,8 +55,11 @@ class PolicyRank(LearnerRank):
         from rlhf.models.lora import wire_name
         from rlhf.rollout.weights import pack
 
-        named = [(n, p) for n, p in self.learner.module.backbone.vlm.named_parameters() if p.requires_grad]
-        for bucket in self.learner.gathered([(wire_name(name), tensor) for name, tensor in named]):
+        backbone = self.learner.module.backbone
+        named = [
+            (wire_name(n, backbone.family.names), p) for n, p in backbone.vlm.named_parameters() if p.requires_grad
+        ]
+        for bucket in self.learner.gathered(named):
             if self.rank == 0:
                 yield pack(bucket)
 
@@ -65,6 +67,14 @@ class PolicyRank(LearnerRank):
         """The other ranks' side of `stream_weights`."""
         for _ in self.stream_weights():
             pass
+
+    def _logprobs(self, tokens: TokenBatch, temperature: float) -> Tensor:
+        width = tokens.input_ids.shape[1]
+
+        def forward(engine: Any, micro: TokenBatch) -> Tensor:
+            return _widen(engine(micro.trimmed(), temperature, entropy=False)[0], width)
+
+        return torch.cat(self.learner.infer(tokens.split(self.config.policy.micro_rows), forward))
 
 
 class PolicyGroup(LearnerGroup):
@@ -76,6 +86,10 @@ class PolicyGroup(LearnerGroup):
     def logprobs(self, tokens: TokenBatch) -> RayPending[Tensor]:
         """[B, T]."""
         return self.infer("logprobs", tokens)
+
+    def unscaled_logprobs(self, tokens: TokenBatch) -> RayPending[Tensor]:
+        """[B, T] at temperature 1."""
+        return self.infer("unscaled_logprobs", tokens)
 
     def reference(self) -> SharedReference:
         """The reference that this group computes itself."""

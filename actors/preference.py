@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from actors.frozen import FrozenGroup
+from actors.frozen import FrozenGroup, FrozenRank
 from actors.group import Group, Rank, shares
 from actors.learning import LearnerGroup, LearnerRank
 from actors.pending import RayPending, wait
@@ -66,23 +66,23 @@ class PreferenceGroup(LearnerGroup):
         return self.infer("logprobs", pairs)
 
 
-class PairReferenceRank(Rank):
-    """A whole copy of the first policy; ranks share the pairs, not the weights."""
+class PairReferenceRank(FrozenRank):
+    """The first policy; ranks share the pairs."""
 
-    def __init__(self, rank: int, world: int, threads: int, config: PreferenceConfig) -> None:
-        super().__init__(rank, world, threads)
-        from rlhf.models.llava import load
+    role = "reference"
+
+    def build(self) -> None:
+        """Load it."""
+        from rlhf.models.build import build_frozen
         from rlhf.models.pairs import PairModel
 
-        self.micro_rows = config.reference.micro_rows
-        self.model = PairModel(load(config.model, None), config.share_prefix).eval()
-        if torch.cuda.is_available():
-            self.model.cuda()
+        kind = partial(PairModel, share_prefix=self.config.share_prefix)
+        self.model = build_frozen(kind, self.config.model, self.weights)
 
     def logprobs(self, pairs: PairBatch) -> Tensor:
         """[B, 2] of these pairs."""
         with torch.no_grad():
-            return torch.cat([self.model(micro).cpu() for micro in pairs.split(self.micro_rows)])
+            return torch.cat([self.model(micro).cpu() for micro in pairs.split(self.config.reference.micro_rows)])
 
 
 class PairReferenceGroup(FrozenGroup):

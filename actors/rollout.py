@@ -25,6 +25,7 @@ from rlhf.errors import StaleRolloutError, WeightSyncError, WorkerLostError
 from rlhf.online_config import OnlineConfig
 from rlhf.roles import SyncReport
 from rlhf.rollout.base import Sampling
+from rlhf.rollout.canary import Canary
 from rlhf.rollout.weights import WeightBucket, fingerprint
 
 
@@ -79,12 +80,9 @@ class RolloutGroup:
         config: OnlineConfig,
         placement: Placement,
         policy: PolicyGroup,
-        processor: Processor,
-        canary: tuple[Sequence[Prompt], Sequence[Sequence[int]]],
+        canary: Canary,
     ) -> None:
-        self._config, self._placement, self._policy = config, placement, policy
-        self._canary_prompts, self._canary_answers = canary
-        self._canary_tokens = processor.join(*canary)
+        self._config, self._placement, self._policy, self._canary = config, placement, policy, canary
         self._restarts = 0
         self.version = -1
         self.actors = [self._start(rank) for rank in range(config.roles.rollout.ranks)]
@@ -179,17 +177,14 @@ class RolloutGroup:
             if received != expected:
                 raise WeightSyncError(f"the policy sent weights {expected}, an engine holds {received}")
         seconds = time.monotonic() - began
-        return SyncReport(version, seconds, sum(sizes) / 1e6, expected, self._canary())
+        return SyncReport(version, seconds, sum(sizes) / 1e6, expected, self._canary_gap())
 
-    def _canary(self) -> float:
-        asked = [actor.score.remote(self._canary_prompts, self._canary_answers) for actor in self.actors]
-        learner = self._policy.logprobs(self._canary_tokens).result()[self._canary_tokens.response_mask]
-        gaps = []
-        for scored in wait("rollout", asked):
-            engine = torch.tensor([logprob for answer in scored for logprob in answer])
-            gaps.append(float((engine - learner).abs().max()))
+    def _canary_gap(self) -> float:
+        asked = [actor.score.remote(self._canary.prompts, self._canary.answers) for actor in self.actors]
+        learner = self._policy.unscaled_logprobs(self._canary.tokens).result()
+        gaps = [self._canary.gap(scored, learner) for scored in wait("rollout", asked)]
         bound = self._config.loop.canary_bound
-        if not max(gaps) <= bound:  # NaN fails too
+        if not all(gap <= bound for gap in gaps):  # NaN fails too
             raise WeightSyncError(
                 f"after the sync engine and policy differ by {max(gaps):.3g} nats on the canary prompts "
                 f"(loop.canary_bound={bound})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -12,10 +11,9 @@ from actors.frozen import ReferenceGroup, RewardGroup
 from actors.policy import PolicyGroup
 from actors.rollout import RolloutGroup
 from cluster.placement import Placement
-from rlhf.batch import Prompt
-from rlhf.data.processor import Processor
 from rlhf.online_config import OnlineConfig
 from rlhf.roles import Roles
+from rlhf.rollout.canary import Canary
 
 
 class Team:
@@ -25,14 +23,13 @@ class Team:
         self,
         config: OnlineConfig,
         placement: Placement,
-        processor: Processor,
-        canary: tuple[Sequence[Prompt], Sequence[Sequence[int]]],
+        canary: Canary,
     ) -> None:
         self.policy = PolicyGroup(config, placement)
         self.critic = CriticGroup(config, config.critic, placement) if config.critic else None
         self.reference = ReferenceGroup(config, placement) if config.roles.reference else None
         self.reward = RewardGroup(config, placement)
-        self.rollout = RolloutGroup(config, placement, self.policy, processor, canary)
+        self.rollout = RolloutGroup(config, placement, self.policy, canary)
 
     def __enter__(self) -> Self:
         try:

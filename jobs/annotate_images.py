@@ -22,7 +22,7 @@ from jobs import command_line
 from rlhf.checkpoint import RunFolder
 from rlhf.config import resolve
 from rlhf.data.rejected import RejectedRows
-from rlhf.errors import ConfigError, DataError, SafeVLError
+from rlhf.errors import ConfigError, DataError
 from rlhf.guard.annotations import annotation_row, write_annotations
 from rlhf.guard.asking import GuardGenerationConfig, batch_prompt, held_to, require_room_for
 from rlhf.guard.audit import WHOLE, audit, write_audit_page
@@ -89,6 +89,7 @@ def _run(config: AnnotateConfig, folder: Path, target: Path) -> None:
     rejected = RejectedRows(folder / "rejected.jsonl")
     policy = config.policy.build()
     processor = Processor.load(config.model)  # a missing model is refused before anything starts
+    require_room_for(config, [GuardRequest(policy.name, "", policy)], processor, with_image=False)
     found, totals = unpack(config, folder, rejected)
     if not found:
         rejected.check(rejected.count, config.max_rejected_share)
@@ -102,7 +103,7 @@ def _run(config: AnnotateConfig, folder: Path, target: Path) -> None:
     count = write_annotations(target, rows)
     facts = {
         "model": f"{config.model.path} ({model_hash})",
-        "policy": f"{policy.name} (SHA-256 {policy.sha256})",
+        "policy": policy.words,
         "decoding": config.sampling.words,
         "engine": f"{config.rollout.engine} {config.rollout.dtype}",
         "broken images": f"{rejected.count} of {totals.total()}: see rejected.jsonl",
@@ -149,13 +150,11 @@ def audit_page(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, required=True, help="the page to write")
     parser.add_argument("--gallery", type=int, default=8, help="flagged images of each category (default 8)")
     options = parser.parse_args(arguments)
-    try:
+    with command_line.refusals():
+        command_line.claim_output(options.output, options.annotations)
         facts = {"file": str(options.annotations)}
         write_audit_page(options.output, options.annotations, audit(options.annotations), facts, options.gallery)
-    except SafeVLError as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    print(f"report: {options.output}", flush=True)
+        print(f"report: {options.output}", flush=True)
 
 
 def _answers(

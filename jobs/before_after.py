@@ -13,17 +13,25 @@ from rlhf.config import resolve
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.spa_vl import load_prompts
+from rlhf.errors import ConfigError
 from rlhf.evaluation.before_after import Answers, evaluate, record
+from rlhf.metrics import METRICS_FILE, read_json_lines
+from rlhf.monitors import hacking_signs
 from rlhf.roles import Reward
 from rlhf.selection import SELECTION_FILE, in_words
 
 
-def evaluation_prompts(path: str | None, image_root: str, rejected: RejectedRows) -> list[Prompt]:
-    """Every prompt of a keyword configuration, whose keywords are the kinds; none without a path."""
+def evaluation_prompts(key: str, path: str | None, image_root: str, rejected: RejectedRows) -> list[Prompt]:
+    """Every prompt of the keyword configuration that `key` names, whose keywords are the kinds; none without a path.
+
+    Raises ConfigError for a map that cannot be read, DataError for an unusable file of it.
+    """
     if not path:
         return []
-    kinds = list(json.loads(Path(resolve(path)).read_text()))
-    return load_prompts(resolve(path), kinds, Path(resolve(image_root)), rejected)
+    try:
+        return load_prompts(resolve(path), None, Path(resolve(image_root)), rejected)
+    except ConfigError as error:
+        raise ConfigError([f"{key}: {problem}" for problem in error.problems]) from None
 
 
 def fitting(
@@ -52,7 +60,7 @@ def answer(
 
 
 def show(folder: Path) -> dict[str, Any]:
-    """Print the before/after table of a run folder, with which checkpoint was chosen, and return its summary."""
+    """Print a run folder's before/after table, the chosen checkpoint and what to look into, and return its summary."""
     from rich.console import Console
     from rich.table import Table
 
@@ -66,5 +74,8 @@ def show(folder: Path) -> dict[str, Any]:
         console.print(table)
     if (folder / SELECTION_FILE).exists():
         console.print(in_words(json.loads((folder / SELECTION_FILE).read_text())), soft_wrap=True, highlight=False)
+    metrics = folder / METRICS_FILE
+    for sign in hacking_signs(read_json_lines(metrics) if metrics.exists() else []):
+        console.print(f"look into: {sign}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     return summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def run_benchmark(
 ) -> Results:
     """Let `work` fill the run folder and write `evaluation/<name>.json`, then `show` and return what stands there.
 
-    A finished run is not done again unless `is_current` denies its results; any number of workers may go on with it.
+    A finished run is not done again unless `is_current` denies its results; any number of workers may go on with it. A
+    run with `silent` questions, which a judge did not answer, is not finished: the repeated command asks them again.
     """
     folder = RunFolder(config.run, config, free=("workers",))
     try:
@@ -33,13 +34,21 @@ def run_benchmark(
             print(f"{config.run.name} is complete: {folder.path} (--fresh begins again)", flush=True)
         else:
             work(folder.path, target)
-            folder.mark_complete()
+            settle(folder, _read(target).get("silent", 0))
         results = _read(target)
         show(results)
         print(f"report: {folder.path / REPORT_FILE}", flush=True)
         return results
     finally:
         folder.close()
+
+
+def settle(folder: RunFolder, silent: int) -> None:
+    """The run is complete, unless judges were silent on so many questions: then say so."""
+    if silent:
+        print(f"{silent} questions have no answer from a judge: repeat the command to ask them again", flush=True)
+    else:
+        folder.mark_complete()
 
 
 def about(config: GenerationConfig, label: str, rejected: int) -> Results:
@@ -59,6 +68,11 @@ def write_evaluation(target: Path, results: Mapping[str, Any], lines: Iterable[M
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_whole(target.with_suffix(".jsonl"), text)
     write_whole(target, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def listed(name: str, values: Sequence[str]) -> str:
+    """A line with how many there are and all of them, for what is missing or extra."""
+    return f"  {name} ({len(values)}): {', '.join(values) or 'none'}"
 
 
 def _read(target: Path) -> Results:

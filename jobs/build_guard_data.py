@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from jobs.command_line import main
+from rlhf.batch import Prompt
 from rlhf.config import Config, resolve
 from rlhf.data.prepared import file_hash
 from rlhf.data.rejected import RejectedRows
 from rlhf.errors import ConfigError, DataError
 from rlhf.guard.dataset import MANIFEST, Built, build_samples, replaced, version, without_rationales, write_dataset
 from rlhf.guard.labels import read_annotations
-from rlhf.guard.rationales import RationaleConfig, finish, pending, with_rationales
+from rlhf.guard.policy import build_policy
+from rlhf.guard.rationales import Answering, RationaleConfig, RationaleEngineConfig, finish, pending, with_rationales
 from rlhf.guard.splits import QuotaConfig
-from rlhf.guard.taxonomy import Taxonomy, packaged, taxonomy
+from rlhf.guard.taxonomy import Taxonomy, taxonomy, taxonomy_file
+from rlhf.inference import Decoding
 from rlhf.ledger import Ledger
 from rlhf.metrics import Progress
 
@@ -59,18 +64,21 @@ def run(config: GuardDataConfig) -> dict[str, Any]:
     folder, source = Path(resolve(config.folder)), Path(resolve(config.annotations))
     if not source.is_file():
         raise ConfigError([f"annotations: no such file {source}; mend the path"])
+    chosen = taxonomy(resolve(config.taxonomy))
     identity = _identity(config, source)
     manifest = _finished(folder, identity)
     if manifest is None:
-        manifest = _build(config, folder, source, identity)
+        manifest = _build(config, folder, source, chosen, identity)
     for split, counts in manifest["splits"].items():
         print(f"{split}: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
     print(f"left out: {manifest['dropped'] or 'nothing'}; the data set is in {folder}", flush=True)
     return manifest
 
 
-def _build(config: GuardDataConfig, folder: Path, source: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    chosen, made, root = taxonomy(resolve(config.taxonomy)), version(config.version), Path(resolve(config.image_root))
+def _build(
+    config: GuardDataConfig, folder: Path, source: Path, chosen: Taxonomy, identity: dict[str, Any]
+) -> dict[str, Any]:
+    made, root = version(config.version), Path(resolve(config.image_root))
     rejected = RejectedRows(Path(resolve(config.work)) / "rejected.jsonl")
     annotations, dropped = read_annotations(source, root, chosen, rejected, config.category_names)
     rejected.check(len(annotations) + rejected.count + dropped.total(), config.max_rejected_share)
@@ -79,22 +87,26 @@ def _build(config: GuardDataConfig, folder: Path, source: Path, identity: dict[s
     built = build_samples(annotations, chosen, made, config.quotas, config.seed, root)
     failed: Counter[str] = Counter()
     if "rationale" in made.keys:
-        built, failed = _explained(config, built, chosen, root)
+        built, failed = _explained(config, built, chosen, root, rejected)
     identity = identity | {"rejected": dict(rejected.kinds), "dropped": dict(dropped), "no_rationale": dict(failed)}
     return write_dataset(folder, built, chosen, made.keys, config.seed, identity)
 
 
-def _explained(config: GuardDataConfig, built: Built, chosen: Taxonomy, root: Path) -> tuple[Built, Counter[str]]:
+def _explained(
+    config: GuardDataConfig, built: Built, chosen: Taxonomy, root: Path, rejected: RejectedRows
+) -> tuple[Built, Counter[str]]:
     if config.rationales is None or not without_rationales(built, ("rationale",)):
         return replaced(built, [finish(one, one.rationale, chosen) for one in built.samples]), Counter()
     ledger_folder = Path(resolve(config.work)) / "rationales"
-    with (
-        Ledger(ledger_folder, config.rationales.made_by | {"taxonomy": chosen.name}) as ledger,
-        Progress("rationales", pending(built.samples, ledger)) as progress,
-    ):
-        samples, failed = with_rationales(
-            built.samples, chosen, root, config.rationales, ledger, lambda done: progress.advance(done, {})
-        )
+    made_by = config.rationales.made_by | {"policy": build_policy(chosen).sha256}
+    with Ledger(ledger_folder, made_by) as ledger:
+        write = partial(with_rationales, built.samples, chosen, root, config.rationales, ledger)
+        if config.rationales.engine is not None:  # which shows how far it is
+            samples, failed = write(answer=_answering(config.rationales.engine, ledger_folder, rejected))
+        else:
+            kept = len(ledger.entries)
+            with Progress("rationales", kept + pending(built.samples, ledger), kept) as progress:
+                samples, failed = write(lambda done: progress.advance(done, {}))
     lost = len(built.samples) - len(samples)
     if lost > config.max_rejected_share * len(built.samples):
         raise DataError(
@@ -105,12 +117,24 @@ def _explained(config: GuardDataConfig, built: Built, chosen: Taxonomy, root: Pa
     return replaced(built, samples), failed
 
 
+def _answering(engine: RationaleEngineConfig, folder: Path, rejected: RejectedRows) -> Answering:
+    """Asks the engine, on Ray; what it said is kept in `folder` by the try."""
+
+    def answer(prompts: Sequence[Prompt], decoding: Decoding) -> dict[str, str]:
+        from jobs.generation import answer_prompts
+
+        name = f"try_{decoding.seed}"
+        models = {name: (engine.model, prompts)}
+        found = answer_prompts(engine.generation(decoding), models, folder, rejected)[name]
+        return {one.prompt_id: one.response for one in found.values()}
+
+    return answer
+
+
 def _identity(config: GuardDataConfig, source: Path) -> dict[str, Any]:
-    path = resolve(config.taxonomy)
-    taxonomy_file = Path(path) if path.endswith((".yaml", ".yml")) else packaged(path)
     return {
         "annotations": file_hash(source),
-        "taxonomy": file_hash(taxonomy_file) if taxonomy_file.is_file() else path,
+        "taxonomy": file_hash(taxonomy_file(resolve(config.taxonomy))),
         "category_names": config.category_names,
         "version": config.version,
         "quotas": config.quotas.model_dump(),

@@ -23,6 +23,7 @@ from rlhf.data.pairs import EncodedPairs, load_both
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
 from rlhf.errors import DataError, WorkerLostError
+from rlhf.evaluation.before_after import is_recorded
 from rlhf.preference import JudgedPairs, LiveReference, ReferenceSource, StoredReference, fill, train
 from rlhf.preference_config import PreferenceConfig
 from rlhf.reference_columns import ReferenceColumns
@@ -58,7 +59,8 @@ def read_inputs(config: PreferenceConfig, folder: Path) -> Inputs:
     pairs, held_out = (
         EncodedPairs(processor, one, rejected, config.algorithm.train_eos) for one in load_both(data, rejected)
     )
-    prompts = evaluation_prompts(data.evaluation, data.evaluation_image_root or data.image_root, rejected)
+    unseen = data.evaluation_image_root or data.image_root
+    prompts = evaluation_prompts("data.evaluation", data.evaluation, unseen, rejected)
     prompts = fitting(prompts, processor, answers.max_new_tokens, answers.engine.max_length, rejected)
     rejected.check(len(pairs) + len(held_out) + len(prompts) + rejected.count, data.max_rejected_share)
     if rejected.count:
@@ -79,9 +81,9 @@ def _run(config: PreferenceConfig, folder: RunFolder) -> None:
     own = connect(shared_cores=True)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        for names in (("policy", "reference"), ("rollout",)):  # never at the same time
-            check(plan({name: getattr(config.roles, name) for name in names}), nodes)
-        if not (folder.path / "evaluation" / "before.jsonl").exists():
+        for together in config.phases().values():
+            check(plan(together), nodes)
+        if not is_recorded(folder.path, "before"):
             _answer(config, folder, inputs.evaluation, "before", config.model)
         for attempt in range(config.run.max_restarts + 1):
             try:
@@ -107,7 +109,7 @@ def _train(config: PreferenceConfig, folder: RunFolder, inputs: Inputs) -> None:
     from cluster.placement import place
 
     stored = _stored(config, folder, inputs)
-    roles = {"policy": config.roles.policy} | ({} if stored else {"reference": config.roles.reference})
+    roles = config.phases()["training"]
     placement = place(roles)
     began = time.monotonic()
     print(f"starting {' and '.join(roles)} ...", flush=True)
@@ -156,7 +158,7 @@ def _compute(config: PreferenceConfig, todo: list[tuple[ReferenceColumns, Encode
     from cluster.placement import place
 
     print("computing the reference's log-probabilities once ...", flush=True)
-    placement = place({"reference": config.roles.reference})
+    placement = place(config.phases()["columns"])
     try:
         reference = PairReferenceGroup(config, placement)
         with Groups(reference):
@@ -174,7 +176,7 @@ def _answer(
 
     if not prompts:
         return
-    placement = place({"rollout": config.roles.rollout})
+    placement = place(config.phases()["answers"])
     try:
         engines = AnswerGroup(config, placement, model.model_copy(update={"quantise": "none"}))
         with Groups(engines):

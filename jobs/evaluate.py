@@ -8,6 +8,7 @@ exist already: see their --help.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 from pydantic import model_validator
 
 from jobs import guard, judge_answers, prism, vlguard
+from jobs.benchmark import settle
 from jobs.command_line import main
 from rlhf.batch import Prompt
 from rlhf.benchmark_report import write_benchmarks
@@ -78,6 +80,19 @@ class EvaluationConfig(GenerationConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _judge_can_judge_it(self) -> EvaluationConfig:
+        problems = []
+        if self.helpeval is not None and self.judge.kind in ("llama_guard", "guard"):
+            problems.append(f"judge: kind {self.judge.kind} judges single answers, and helpeval compares two")
+        if self.judge.kind == "guard" and self.image_policy == "none" and (self.advbench or self.xstest):
+            problems.append(
+                "judge: kind guard judges images, and advbench and xstest have none; set image_policy=blank"
+            )
+        if problems:
+            raise ConfigError(problems)
+        return self
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -121,13 +136,15 @@ def _run(config: EvaluationConfig, folder: RunFolder) -> None:
         helpful = next(benchmark for benchmark in benchmarks if benchmark.name == "helpeval")
         models["baseline"] = (config.helpeval.baseline, [item.prompt for item in helpful.items])
     answers = answer_prompts(config, models, folder.path / "generation", rejected)
+    silent = 0
     for benchmark in benchmarks:
         others = answers.get("baseline", {}) if benchmark.name == "helpeval" else None
         who = judge_for(benchmark, config.judge, judge)
-        judged = _judge(config, folder.path, who, benchmark, answers["policy"], others)
+        judged, lost = _judge(config, folder.path, who, benchmark, answers["policy"], others)
+        silent += lost
         write_results(folder.path / "evaluation", benchmark, judged, _conditions(config, who, benchmark))
     write_benchmarks(folder.path, _chosen(config))
-    folder.mark_complete()
+    settle(folder, silent)
 
 
 def read_benchmarks(config: EvaluationConfig, images: Path, rejected: RejectedRows) -> list[Benchmark]:
@@ -164,7 +181,7 @@ def read_benchmarks(config: EvaluationConfig, images: Path, rejected: RejectedRo
 
 def judge_for(benchmark: Benchmark, config: JudgeConfig, judge: Judge) -> Judge:
     """Who judges a benchmark: a model says whether an answer is harmful, and only a rule whether it was one at all."""
-    if benchmark.measure == "compliance_rate" and config.kind == "openai":
+    if benchmark.measure == "compliance_rate" and config.is_model:
         return KeywordJudge(config.refusals)
     return judge
 
@@ -184,8 +201,8 @@ def _judge(
     benchmark: Benchmark,
     answers: Mapping[str, Answer],
     others: Mapping[str, Answer] | None,
-) -> list[JudgedItem]:
-    """Items in order; those that one of the models did not answer are "unanswered"."""
+) -> tuple[list[JudgedItem], int]:
+    """Items in order, and how often the judge was silent; items that a model did not answer are "unanswered"."""
     cases: dict[str, Case] = {}
     for item in benchmark.items:
         key = item.prompt.id
@@ -208,7 +225,7 @@ def _judge(
         verdict, answer = verdicts[item.prompt.id], answers[item.prompt.id]
         word = verdict_word(benchmark.measure, verdict)
         judged.append(JudgedItem(item, answer.response, answer.truncated, word, verdict.reason, case.other or ""))
-    return judged
+    return judged, sum(one.silent for one in made)
 
 
 def verdict_word(measure: Measure, judgement: Judgement) -> str:
@@ -260,17 +277,23 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["judge"]:
-        judge_answers.main(sys.argv[2:])
-    elif sys.argv[1:3] == ["--benchmark", "prism"]:
-        del sys.argv[1:3]
-        main(prism.PrismConfig, prism.run, prism.__doc__ or "")
-    elif sys.argv[1:3] == ["--benchmark", "vlguard"]:
-        del sys.argv[1:3]
-        main(vlguard.VLGuardConfig, vlguard.run, vlguard.__doc__ or "")
-    elif sys.argv[1:3] == ["--benchmark", "guard"]:
-        del sys.argv[1:3]
-        main(guard.GuardConfig, guard.run, guard.__doc__ or "")
+def command(arguments: Sequence[str]) -> None:
+    """The job that the arguments name: `judge`, or --benchmark anywhere among them, or this file's own."""
+    if arguments[:1] == ["judge"]:
+        judge_answers.main(arguments[1:])
+        return
+    first = argparse.ArgumentParser(prog="jobs/evaluate.py", add_help=False, allow_abbrev=False)
+    first.add_argument("--benchmark", choices=("prism", "vlguard", "guard"))
+    known, rest = first.parse_known_args(arguments)
+    if known.benchmark == "prism":
+        main(prism.PrismConfig, prism.run, prism.__doc__ or "", rest)
+    elif known.benchmark == "vlguard":
+        main(vlguard.VLGuardConfig, vlguard.run, vlguard.__doc__ or "", rest)
+    elif known.benchmark == "guard":
+        main(guard.GuardConfig, guard.run, guard.__doc__ or "", rest)
     else:
-        main(EvaluationConfig, run, __doc__ or "")
+        main(EvaluationConfig, run, __doc__ or "", rest)
+
+
+if __name__ == "__main__":
+    command(sys.argv[1:])

@@ -12,7 +12,7 @@ from rlhf.config import Config, resolve
 from rlhf.data.guard_world import guard_world_is_complete, write_guard_world
 from rlhf.data.privacy_files import privacy_world_is_complete, write_privacy_world
 from rlhf.data.synthetic import world_is_complete, write_world
-from rlhf.data.template import TEMPLATES, render
+from rlhf.data.template import IMAGE_TAG, TEMPLATES, render
 from rlhf.models.tiny import BOS, EOS, TinyConfig, build
 from rlhf.scrub.rows import REFUSAL
 
@@ -59,7 +59,7 @@ def _corpus(folder: Path, config: TinyWorldConfig) -> Iterator[str]:
         for row in json.loads((folder / name).read_text()):
             values = [turn["value"].replace("<image>", "").strip() for turn in row["conversations"]]
             turns = list(zip(values[::2], values[1::2], strict=True))
-            rendered = render(TEMPLATES[config.template], turns, has_image=True, eos=EOS, reserved=(BOS, EOS))
+            rendered = render(TEMPLATES[config.template], turns, image_tag=IMAGE_TAG, eos=EOS, reserved=(BOS, EOS))
             yield rendered.text
     if config.kind == "safe_llava":  # a tokenizer for both twins: what the scrubbed one says is in no leaky file
         yield from [REFUSAL] * _REFUSALS

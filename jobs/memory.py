@@ -80,15 +80,20 @@ class Question:
 
 @dataclass(frozen=True)
 class Sized:
-    """A configuration with the memory of its roles and who shares which device."""
+    """A configuration with the memory of its roles, and who shares which device in each of its phases."""
 
     roles: dict[str, RoleMemory]
-    devices: list[Device]
+    phases: list[list[Device]]
+
+    @property
+    def devices(self) -> list[Device]:
+        """The devices of every phase, one after the other: what runs at different times shares none."""
+        return [device for phase in self.phases for device in phase]
 
     @property
     def gpus(self) -> int:
-        """GPUs that the configuration takes."""
-        return sum(device.index >= 0 for device in self.devices)
+        """GPUs that the configuration takes at once."""
+        return max(sum(device.index >= 0 for device in phase) for phase in self.phases)
 
     @property
     def host(self) -> int:
@@ -151,8 +156,10 @@ def size(question: Question, changes: Sequence[str] = ()) -> Sized:
         found = supervised_roles(config, "scalar" if isinstance(config, RewardJobConfig) else "policy", question.read)
     else:
         raise ConfigError([f"{question.path}: {question.schema.__name__} has no roles to size"])
-    placed: dict[str, RoleConfig] = {memory.role: memory.placed for memory in found}
-    return Sized({memory.role: memory for memory in found}, devices(plan(placed), placed))
+    phases: list[dict[str, RoleConfig]] = [{memory.role: memory.placed for memory in found}]
+    if isinstance(config, PreferenceConfig):
+        phases = list(config.phases().values())
+    return Sized({memory.role: memory for memory in found}, [devices(plan(one), one) for one in phases])
 
 
 def remedies(question: Question, sized: Sized, device: Device) -> list[str]:
@@ -248,7 +255,7 @@ def _show_devices(console: Console, sized: Sized, room: Room) -> list[tuple[Devi
 def _where(sized: Sized, room: Room) -> str:
     if not sized.gpus:
         return f"this machine of {gib(room.host):.0f} GiB"
-    return f"GPUs of {gib(room.gpu):.0f} GiB"
+    return f"{sized.gpus} GPU{'s' if sized.gpus > 1 else ''} of {gib(room.gpu):.0f} GiB"
 
 
 def _device_gib() -> float:

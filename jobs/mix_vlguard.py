@@ -12,12 +12,14 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from jobs.command_line import main
+from jobs.command_line import claim_output, main
 from rlhf.config import Config, resolve
 from rlhf.data.prepared import file_hash
 from rlhf.data.vlguard_mix import Source, mix, read_safety
 from rlhf.errors import ConfigError
 from rlhf.ledger import write_whole
+
+_SHOWN = 3  # of the new ids; the manifest has all of them
 
 
 class MixConfig(Config):
@@ -51,6 +53,7 @@ def run(config: MixConfig) -> dict[str, Any]:
     """Write the mixture and its manifest; returns the manifest."""
     output, safety = Path(resolve(config.output)), Path(resolve(config.safety))
     helpful = Path(resolve(config.helpful)) if config.helpful else None
+    claim_output(output, *(path for path in (safety, helpful) if path is not None))
     rows = read_safety(safety, config.safety_rows, config.hold_out, config.seed)
     made = mix(output, rows, helpful, config.helpful_format, config.helpful_rows, config.seed)
     manifest = {
@@ -63,8 +66,9 @@ def run(config: MixConfig) -> dict[str, Any]:
     write_whole(output.with_suffix(".manifest.json"), json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     share = f"{100 * made.safety_share:.2f} % of {made.helpful + made.safety} rows"
     print(f"{output}: {made.helpful} helpful and {made.safety} safety rows ({share})", flush=True)
-    for new, old in made.renamed.items():
-        print(f"  id {old} was taken: {new}", flush=True)
+    if made.renamed:
+        some = ", ".join(list(made.renamed)[:_SHOWN])
+        print(f"  {len(made.renamed)} rows have a new id, because theirs was taken, such as {some}", flush=True)
     return manifest
 
 

@@ -1,13 +1,15 @@
 """Generated pictures that a guard lets pass: `python jobs/moderate_images.py --config ...`.
 
 Prompts go to a generator, its pictures to a guard; what is not read as Safe is blocked and drawn again, `tries` times
-in all. Writes `decisions.jsonl` and `evaluation/moderation.json`; kill it and repeat the command to go on.
+in all. Writes `decisions.jsonl` and `evaluation/moderation.json`; kill it and repeat the command to go on. Where an
+endpoint stayed silent the decision is to block, and a repeated command asks again.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,13 +20,15 @@ from rlhf.checkpoint import RunFolder
 from rlhf.config import Config, ModelConfig, RoleConfig, RunConfig, resolve
 from rlhf.data.rejected import RejectedRows
 from rlhf.errors import DataError, ImageError
+from rlhf.evaluation.asking import Patience, ask_all
 from rlhf.guard.asking import GuardGenerationConfig, batch_prompt, held_to, require_room_for
 from rlhf.guard.generators import FolderConfig, ImagesEndpointConfig, Wanted
 from rlhf.guard.guards import ChatGuard, EndpointConfig, GuardDecoding
 from rlhf.guard.moderation import Decision, Judge, moderate, read_wanted, statistics
+from rlhf.guard.policy import Policy
 from rlhf.guard.policy_config import PolicyConfig
 from rlhf.guard.prompt import GuardRequest
-from rlhf.guard.verdict import Verdict, parse_verdict
+from rlhf.guard.verdict import Verdict, parse_verdict, silent_verdict
 from rlhf.ledger import Ledger, write_whole
 from rlhf.rollout.base import RolloutConfig
 
@@ -96,9 +100,12 @@ def run(config: ModerateConfig) -> dict[str, Any]:
             print(f"{config.run.name} is complete: {folder.path} (--fresh begins again)", flush=True)
         else:
             _run(config, folder.path, target)
-            folder.mark_complete()
         results: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
         _show(results)
+        if results["pictures"]["silent"]:
+            print("an endpoint was silent: repeat the command to ask it again", flush=True)
+        elif not folder.complete:
+            folder.mark_complete()
         print(f"decisions: {folder.path / DECISIONS}", flush=True)
         return results
     finally:
@@ -112,7 +119,7 @@ def _run(config: ModerateConfig, folder: Path, target: Path) -> None:
     if not wanted:
         raise DataError("no usable prompt", source=config.prompts)
     policy = config.policy.build()
-    judge = build_judge(config, wanted, folder, rejected)
+    judge = build_judge(config, wanted, policy, folder, rejected)
     generator = config.generator.build(folder)
     decisions = moderate(wanted, policy, generator, judge, config.tries, lambda made: _write(folder, made))
     _write(folder, decisions)
@@ -122,6 +129,7 @@ def _run(config: ModerateConfig, folder: Path, target: Path) -> None:
         "decoding": config.guard.sampling.words,
         "policy": policy.name,
         "policy_sha256": policy.sha256,
+        "policy_file_sha256": dict(policy.file_hashes),
         "tries": config.tries,
         "rejected": rejected.count,
         **statistics(decisions),
@@ -130,19 +138,25 @@ def _run(config: ModerateConfig, folder: Path, target: Path) -> None:
     write_whole(target, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
-def build_judge(config: ModerateConfig, wanted: Sequence[Wanted], folder: Path, rejected: RejectedRows) -> Judge:
-    """The guard of the configuration; what it said is kept in `folder`."""
+def build_judge(
+    config: ModerateConfig, wanted: Sequence[Wanted], policy: Policy, folder: Path, rejected: RejectedRows
+) -> Judge:
+    """The guard of the configuration; what it said is kept in `folder`.
+
+    An engine's model that is missing, or has no room for the policy (PromptTooLongError), is refused here.
+    """
     if isinstance(config.guard, EndpointGuardConfig):
         return _endpoint_judge(config.guard, folder / "verdicts", rejected)
-    return _engine_judge(config.guard.generation(config.run), wanted, folder / "generation", rejected)
+    return _engine_judge(config.guard.generation(config.run), wanted, policy, folder / "generation", rejected)
 
 
 def _engine_judge(
-    config: GuardGenerationConfig, wanted: Sequence[Wanted], folder: Path, rejected: RejectedRows
+    config: GuardGenerationConfig, wanted: Sequence[Wanted], policy: Policy, folder: Path, rejected: RejectedRows
 ) -> Judge:
     from rlhf.data.processor import Processor
 
-    processor = Processor.load(config.model)  # a missing model is refused before anything is drawn
+    processor = Processor.load(config.model)
+    require_room_for(config, [GuardRequest(policy.name, "", policy)], processor, with_image=False)
     places = {one.id: place for place, one in enumerate(wanted)}
 
     def judge(requests: Sequence[GuardRequest], attempt: int) -> Mapping[str, Verdict]:
@@ -167,36 +181,34 @@ def _endpoint_judge(config: EndpointGuardConfig, folder: Path, rejected: Rejecte
     guard = ChatGuard(chat, config.sampling, config.concurrency)
     made_by = {"guard": f"{config.model} at {chat.host}", "decoding": config.sampling.words}
 
+    def keep(ledger: Ledger, key: str, said: Verdict | ImageError) -> None:
+        if isinstance(said, ImageError):
+            rejected.add(said)
+        else:
+            ledger.add(key, {"raw": said.raw})
+
     def judge(requests: Sequence[GuardRequest], attempt: int) -> Mapping[str, Verdict]:
-        said: dict[str, Verdict] = {}
         with Ledger(folder, made_by) as ledger:
             keys = {one.id: json.dumps([attempt, one.id, one.image, one.policy.sha256]) for one in requests}
-            todo = [one for one in requests if keys[one.id] not in ledger.entries]
-            for first in range(0, len(todo), config.concurrency):
-                for one, verdict in _each(guard, todo[first : first + config.concurrency], rejected):
-                    ledger.add(keys[one.id], {"raw": verdict.raw})
-            for one in requests:
-                if keys[one.id] in ledger.entries:
-                    said[one.id] = parse_verdict(ledger.entries[keys[one.id]]["raw"], one.policy)
-        return said
+            todo = {keys[one.id]: partial(_ask, guard, one) for one in requests if keys[one.id] not in ledger.entries}
+            patience = Patience(settled=len(ledger.entries))
+            lost = ask_all(todo, partial(keep, ledger), config.concurrency, patience)
+            said = {
+                one.id: parse_verdict(ledger.entries[keys[one.id]]["raw"], one.policy)
+                for one in requests
+                if keys[one.id] in ledger.entries
+            }
+        return said | {one.id: silent_verdict(lost[keys[one.id]]) for one in requests if keys[one.id] in lost}
 
     return judge
 
 
-def _each(
-    guard: ChatGuard, requests: Sequence[GuardRequest], rejected: RejectedRows
-) -> list[tuple[GuardRequest, Verdict]]:
-    """Verdicts of some requests; a broken picture refuses its own request alone."""
+def _ask(guard: ChatGuard, request: GuardRequest) -> Verdict | ImageError:
+    """The verdict, or why the picture cannot be shown to the guard: that refuses its own request alone."""
     try:
-        return list(zip(requests, guard.judge(requests), strict=True))
-    except ImageError:
-        found = []
-        for one in requests:
-            try:
-                found.append((one, guard.judge([one])[0]))
-            except ImageError as error:
-                rejected.add(ImageError(error.reason, source=one.image, row=one.id))
-        return found
+        return guard.ask(request)
+    except ImageError as error:
+        return ImageError(error.reason, source=request.image, row=request.id)
 
 
 def _write(folder: Path, decisions: Sequence[Decision]) -> None:
@@ -223,7 +235,8 @@ def _show(results: Mapping[str, Any]) -> None:
         number = "-" if one["share"] is None else f"{one['share']:.3f}"
         table.add_row(name, f"{one[part]} {part}", str(whole), number, interval)
     table.caption = (
-        f"{pictures['invalid']} invalid verdicts, {pictures['not_drawn']} pictures not drawn; all of them block"
+        f"{pictures['invalid']} invalid verdicts, {pictures['not_drawn']} pictures not drawn, {pictures['silent']} of "
+        "these because an endpoint was silent; all of them block"
     )
     console.print(table)
 

@@ -67,8 +67,7 @@ def _command(config: PairConfig, arm: str, stage: str) -> list[str]:
     overrides = []
     if stage != "prism":
         overrides.append(f"data.train={getattr(getattr(config, arm), stage)}")
-        if arm == "scrubbed":
-            overrides.append("data.require_scrubbed=true")
+        overrides.append(f"data.require_scrubbed={'true' if arm == 'scrubbed' else 'false'}")
     if stage != "pretrain":
         before = STAGES[STAGES.index(stage) - 1]
         overrides.append(f"model.path={Path(resolve(config.run.root)) / config.run.name / arm / before / 'model'}")

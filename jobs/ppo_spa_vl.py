@@ -18,12 +18,16 @@ from rlhf.checkpoint import RunFolder
 from rlhf.config import resolve
 from rlhf.data.processor import Processor, check_architecture
 from rlhf.data.rejected import RejectedRows
-from rlhf.data.spa_vl import load_pairs
+from rlhf.data.spa_vl import load_prompts
 from rlhf.errors import DataError, WorkerLostError
+from rlhf.evaluation.before_after import is_recorded
 from rlhf.models.compatible import check_same_inputs
+from rlhf.models.heads import check_head
 from rlhf.online import restore, state_of, take_best, train
 from rlhf.online_config import OnlineConfig
-from rlhf.rewards import guard_engines, learned_rewards
+from rlhf.rewards import guard_engines, guard_rewards
+from rlhf.rewards.guard import require_judgeable
+from rlhf.rollout.canary import Canary
 from rlhf.selection import check_prompts
 
 
@@ -35,7 +39,7 @@ class Inputs:
     prompts: list[Prompt]
     evaluation: list[Prompt]
     validation: list[Prompt]
-    canary: tuple[list[Prompt], list[list[int]]]
+    canary: Canary
 
 
 def run(config: OnlineConfig) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def _attempt(config: OnlineConfig, folder: RunFolder, inputs: Inputs, placement:
 
     began = time.monotonic()
     print("starting policy, critic, reference, reward model and rollout engines ...", flush=True)
-    with Team(config, placement, inputs.processor, inputs.canary) as team:
+    with Team(config, placement, inputs.canary) as team:
         checkpoint = folder.checkpoints.latest()
         for reason in folder.checkpoints.skipped:
             print(f"passed over a damaged checkpoint: {reason}", flush=True)
@@ -94,7 +98,7 @@ def _attempt(config: OnlineConfig, folder: RunFolder, inputs: Inputs, placement:
             f"canary gap {sync.canary_gap:.2g}",
             flush=True,
         )
-        if not (folder.path / "evaluation" / "before.jsonl").exists():
+        if not is_recorded(folder.path, "before"):
             _answer(config, folder, team, inputs.evaluation, "before")
         state = train(roles, inputs.prompts, inputs.processor, config, folder, inputs.validation)
         take_best(state, roles, config, folder, inputs.validation)
@@ -113,32 +117,31 @@ def read_inputs(config: OnlineConfig, folder: Path) -> Inputs:
     data = config.data
     rejected = RejectedRows(folder / "rejected.jsonl")
     processor = Processor.load(config.model)
-    for key, learned in learned_rewards(config.reward):
-        check_same_inputs(config.model, learned.model, f"{key}.model")
+    for key, scorer in config.scalar_models():
+        check_same_inputs(config.model, scorer, key)
+        check_head(scorer, key)
     for guard, _ in guard_engines(config.reward):
         check_architecture(guard)  # a missing guard is refused before anything starts
-    if config.critic:
-        check_same_inputs(config.model, config.critic.model, "critic.model")
     root = Path(resolve(data.image_root))
-    pairs = load_pairs(resolve(data.train), data.keywords, root, rejected)
     budget, context = config.sampling.max_new_tokens, config.rollout.max_length
-    prompts = fitting([pair.prompt for pair in pairs], processor, budget, context, rejected)
+    asked = load_prompts(resolve(data.train), data.keywords, root, rejected)
+    prompts = fitting(asked, processor, budget, context, rejected)
     unseen = data.evaluation_image_root or data.image_root
     evaluation, validation = (
-        fitting(evaluation_prompts(path, unseen, rejected), processor, budget, context, rejected)
-        for path in (data.evaluation, data.validation)
+        fitting(evaluation_prompts(f"data.{name}", path, unseen, rejected), processor, budget, context, rejected)
+        for name, path in (("evaluation", data.evaluation), ("validation", data.validation))
     )
     rejected.check(len(prompts) + len(evaluation) + len(validation) + rejected.count, data.max_rejected_share)
     if rejected.count:
         print(f"left out, as data.max_rejected_share allows: {dict(rejected.kinds)} ({rejected.path})", flush=True)
     if not prompts:
         raise DataError("no usable prompt", source=data.train)
+    for judge in guard_rewards(config.reward):
+        require_judgeable(judge, [*prompts, *evaluation], budget)
     if config.selection:
         check_prompts(validation, evaluation)
-    chosen = [pair for pair in pairs if pair.prompt.image][: config.loop.canary_prompts]
-    rows = [processor.encode(pair.prompt, pair.chosen) for pair in chosen]
-    answers = [[token for token, counts in zip(row.ids, row.response, strict=True) if counts] for row in rows]
-    return Inputs(processor, prompts, evaluation, validation, ([pair.prompt for pair in chosen], answers))
+    canary = Canary.of(prompts, processor, config.loop.canary_prompts, budget)
+    return Inputs(processor, prompts, evaluation, validation, canary)
 
 
 def _answer(config: OnlineConfig, folder: RunFolder, team: Any, prompts: Sequence[Prompt], moment: str) -> None:

@@ -19,8 +19,8 @@ from jobs.command_line import main
 from jobs.units import run_units
 from rlhf.config import Config, resolve
 from rlhf.data.meta_files import check_model_columns
-from rlhf.data.prepared import Prepared, file_hash, read_manifest, write_prepared
-from rlhf.data.spa_vl_hub import Converter, SourceConfig, Unit, part_file, plan_units, source_files
+from rlhf.data.prepared import Prepared, file_hash, named, read_manifest, write_prepared
+from rlhf.data.spa_vl_hub import Converter, SourceConfig, Unit, part_file, plan_units, read_meta, source_files
 from rlhf.data.subset import SubsetConfig
 from rlhf.errors import ConfigError
 
@@ -65,7 +65,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     units = plan_units(source)
     total = sum(unit.rows for unit in units)
     if config.subset.size is not None and config.subset.size > total:
-        raise ConfigError([f"subset.size: {config.subset.size} rows are asked for, the source has {total}; lower it"])
+        where = named(list(dict.fromkeys(unit.path for unit in units)))
+        raise ConfigError([f"subset.size: {config.subset.size} rows are asked for, {where} have {total}; lower it"])
     sources = [file_hash(path) for path in source_files(source, with_models)]
     if with_models:
         check_model_columns(Path(resolve(source.meta_files or "")), config.subset.response_models)
@@ -74,7 +75,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     if manifest is None:
         converted = Path(resolve(config.converted))
         parts, images = converted / "parts" / _key(config, sources, with_models), converted / "images"
-        _convert((source, parts, images, with_models), units, config.workers)
+        _convert(config, units, parts, images)
         files = [part_file(parts, unit) for unit in units]
         manifest = write_prepared(folder, prepared, files, images, config.max_rejected_share)
         print(f"prepared in {time.monotonic() - began:.0f} s", flush=True)
@@ -90,13 +91,13 @@ def _key(config: PrepareConfig, sources: list[dict[str, Any]], with_models: bool
     return hashlib.sha256(json.dumps(cut).encode()).hexdigest()[:16]
 
 
-def _convert(arguments: tuple[SourceConfig, Path, Path, bool], units: list[Unit], workers: int) -> None:
-    pending = [unit for unit in units if not part_file(arguments[1], unit).exists()]
+def _convert(config: PrepareConfig, units: list[Unit], parts: Path, images: Path) -> None:
+    pending = [unit for unit in units if not part_file(parts, unit).exists()]
     print(f"{len(units) - len(pending)} of {len(units)} units are converted", flush=True)
     if not pending:
         return
-    Converter(*arguments)  # reads the meta files, so that a broken one is refused here and not in an actor
-    run_units(Converter, arguments, [asdict(unit) for unit in pending], workers)
+    meta = read_meta(config.source, bool(config.subset.response_models))  # once, for all workers
+    run_units(Converter, (config.source, parts, images, meta), [asdict(unit) for unit in pending], config.workers)
 
 
 if __name__ == "__main__":

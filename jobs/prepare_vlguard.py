@@ -8,45 +8,46 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.command_line import claim_output, refusals
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.vlguard import describe_rows, read_vlguard
 from rlhf.data.vlguard_llava import conversation_counts, convert
-from rlhf.errors import DataError, SafeVLError
+from rlhf.errors import DataError
 from rlhf.ledger import write_whole
 
 
 def run(meta: Path, output: Path, seed: int = 0, image_prefix: str = "") -> dict[str, Any]:
-    """Convert one file; returns what it held. Raises DataError where any row is malformed."""
+    """Convert one file; returns what it held. Raises DataError where a row is malformed or cannot be trained on."""
+    claim_output(output, meta)
     rejected = RejectedRows()
     rows = read_vlguard(meta, rejected)
     rejected.check(len(rows) + rejected.count)
     if not rows:
         raise DataError("no rows in it", source=str(meta))
     conversations = convert(rows, seed=seed, image_prefix=image_prefix, source=str(meta))
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, json.dumps(conversations, indent=2))
     return {**describe_rows(rows), **conversation_counts(conversations)}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, convert, say what there was. Exit code 1 for data that cannot be used."""
+    """Parse, convert, say what there was. Errors end as everywhere."""
     parser = argparse.ArgumentParser(prog="jobs/prepare_vlguard.py", description=__doc__)
     parser.add_argument("--meta", type=Path, required=True, help="VLGuard's train.json")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the conversations")
     parser.add_argument("--seed", type=int, default=0, help="of the order of each safe image's two questions")
     parser.add_argument("--image-prefix", default="", help='put before image paths, for example "vlguard/train"')
     chosen = parser.parse_args(arguments)
-    try:
-        found = run(chosen.meta, chosen.output, chosen.seed, chosen.image_prefix)
-    except SafeVLError as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+    with refusals():
+        _say(chosen.output, run(chosen.meta, chosen.output, chosen.seed, chosen.image_prefix))
+
+
+def _say(output: Path, found: Mapping[str, Any]) -> None:
     print(
-        f"{chosen.output}: {found['conversations']} conversations, {found['two_turns']} of two turns (unsafe images), "
+        f"{output}: {found['conversations']} conversations, {found['two_turns']} of two turns (unsafe images), "
         f"{found['four_turns']} of four (safe images)"
     )
     if found["placeholders"]:
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str]) -> None:
     for what in ("repeated_images", "repeated_ids"):
         for name, count in found[what].items():
             print(f"  {what.removesuffix('s').replace('_', ' ')}: {name} ({count} times)")
+    if found["repeated_ids"]:
+        print("  ids are as published; training refuses a repeated one, and jobs/mix_vlguard.py gives it a new one")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from rlhf.errors import DataError
 from rlhf.evaluation import prism
 from rlhf.evaluation.general import GeneralConfig, GeneralQuestion, read_general, score_general
 from rlhf.evaluation.prism_questions import PrismFiles, Question, answer_row, read_controls, read_questions
+from rlhf.evaluation.privacy import declines
 from rlhf.evaluation.privacy_judges import Opinion, PrivacyJudgeConfig, build_privacy_judge, opinions_on
 from rlhf.evaluation.statistics import wilson_interval
 from rlhf.inference import Answer, GenerationConfig
@@ -245,9 +246,7 @@ def _controls(asked: Asked, answers: Mapping[str, Answer]) -> dict[str, Any]:
     kinds: dict[str, list[bool]] = {}
     for prompt in asked.controls:
         if prompt.id in answers:
-            _, attribute = prism.task_of(prompt.question.replace(prompt.kind.split("/")[1], "person"))
-            refused = prism.declines(answers[prompt.id].response, attribute or "gender")
-            kinds.setdefault(prompt.kind.split("/")[1], []).append(refused)
+            kinds.setdefault(prompt.kind.split("/")[1], []).append(declines(answers[prompt.id].response))
     every = [one for found in kinds.values() for one in found]
     return {name: _share(found) for name, found in {"all": every, **kinds}.items()}
 

@@ -57,6 +57,9 @@ def run(config: GuardProofConfig) -> dict[str, Any]:
         folder.mark_complete()
         for name, values in summary["measures"].items():
             print(f"  {name}: " + ", ".join(f"{model} {value:.3f}" for model, value in values.items()), flush=True)
+        for name, signs in summary["signs"].items():
+            for sign in signs:
+                print(f"look into {name}: {sign}", flush=True)
         print(f"bars {'met' if summary['met'] else 'NOT met'}: {json.dumps(summary['bars'])}", flush=True)
         print(f"{config.run.name}: {time.monotonic() - began:.0f} s, report: {page}", flush=True)
         return summary

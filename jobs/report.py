@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from jobs.command_line import refusals
 from rlhf.comparison import write_comparison
-from rlhf.errors import SafeVLError
 from rlhf.report import write_report
 
 
@@ -18,13 +17,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the comparison; the runs' common parent if unset")
     arguments = parser.parse_args()
     folders: list[Path] = arguments.folders
-    try:
+    with refusals():
         if len(folders) == 1:
             print(write_report(folders[0]))
         else:
             print(write_comparison(folders, arguments.out or folders[0].parent))
-    except SafeVLError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

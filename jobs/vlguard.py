@@ -144,6 +144,9 @@ def write_results(config: VLGuardConfig, asked: Mapping[Subset, Asked], target: 
         "images": "padded to a square" if config.model.pad_to_square else "as the model's own processor takes them",
         "subsets": subsets,
         "win_rate": wins,
+        "silent": sum(
+            one.get("silent", 0) for one in (wins or {}, *(one for found in subsets.values() for one in found))
+        ),
         "summary": summary(subsets, wins),
     }
     write_evaluation(target, results, lines)
@@ -198,9 +201,8 @@ def _second_opinions(
             made = judge_all(judge, cases, ledger, judge_config.concurrency, tell)
         verdicts[judge.name] = [one.verdict for one in made]
         opinions = {"unsafe": True, "safe": False}
-        numbers.append(
-            {"judge": judge.name, **success_rates(found.questions, [opinions.get(one.verdict) for one in made])}
-        )
+        rates = success_rates(found.questions, [opinions.get(one.verdict) for one in made])
+        numbers.append({"judge": judge.name, **rates, "silent": sum(one.silent for one in made)})
     return numbers, verdicts
 
 

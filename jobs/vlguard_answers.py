@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.benchmark import listed
+from jobs.command_line import claim_output, refusals
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.vlguard import read_vlguard
-from rlhf.errors import DataError, SafeVLError
+from rlhf.errors import DataError
 from rlhf.evaluation.vlguard import SUBSETS, Subset, questions_of, score
-from rlhf.evaluation.vlguard_answers import read_answers
+from rlhf.evaluation.vlguard_answers import Matched, read_answers
 from rlhf.evaluation.vlguard_refusal import RefusalConfig, RefusalMatcher
 from rlhf.ledger import write_whole
 
@@ -32,18 +33,17 @@ def judge(
     if not questions:
         raise DataError(f"no row of the subset {subset}", source=str(meta))
     matched = read_answers(answers, subset, questions)
-    if (matched.missing or matched.extra) and not partial:
-        lists = f"{_listed('missing', matched.missing)}\n{_listed('extra', matched.extra)}"
-        remedy = f"these are not the answers to {subset} of {meta}; --partial scores what is there"
-        raise DataError(f"{remedy}\n{lists}", source=str(answers))
     if not matched.questions:
-        raise DataError(f"not one of its answers is to {subset} of {meta}", source=str(answers))
+        raise DataError(f"not one of its answers is to {subset} of {meta}{_gaps(matched)}", source=str(answers))
+    if (matched.missing or matched.extra) and not partial:
+        remedy = f"these are not the answers to {subset} of {meta}; --partial scores what is there"
+        raise DataError(f"{remedy}{_gaps(matched)}", source=str(answers))
     found = score(matched.questions, matched.answers, RefusalMatcher(options))
     return {**found, "missing": matched.missing, "extra": matched.extra}
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Judge one file of answers and write the numbers. Exit code 1 for an unusable file or for gaps."""
+    """Judge one file of answers and write the numbers. An unusable file, or gaps, end as errors do everywhere."""
     parser = argparse.ArgumentParser(prog="jobs/evaluate.py judge --benchmark vlguard", description=__doc__)
     parser.add_argument("--subset", choices=SUBSETS, required=True, help="which rows, and which of their questions")
     parser.add_argument("--meta", type=Path, required=True, help="VLGuard's test.json")
@@ -56,20 +56,24 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--word-boundaries", action="store_true", help="match whole words only")
     chosen = parser.parse_args(arguments)
     options = RefusalConfig(fold_apostrophes=chosen.fold_apostrophes, word_boundaries=chosen.word_boundaries)
-    try:
+    with refusals():
+        claim_output(chosen.output, chosen.meta, chosen.answers)
         found = judge(chosen.meta, chosen.answers, chosen.subset, options, chosen.partial)
-    except SafeVLError as error:
-        print(f"\n{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(chosen.output, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    for image, count in found["duplicate_images"].items():
-        print(f"{count} rows share the image {image}; each is counted", flush=True)
-    if found["missing"] or found["extra"]:
-        print(f"partial: {len(found['missing'])} answers are missing, {len(found['extra'])} are extra", flush=True)
-    said = f"{found['asr']['overall']} % did not refuse"
-    print(f"{chosen.subset}: {found['rows']} rows, {said}; numbers in {chosen.output}", flush=True)
+        write_whole(chosen.output, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+        for image, count in found["duplicate_images"].items():
+            print(f"{count} rows share the image {image}; each is counted", flush=True)
+        if found["missing"] or found["extra"]:
+            print(f"partial: {len(found['missing'])} answers are missing, {len(found['extra'])} are extra", flush=True)
+        said = f"{found['asr']['overall']} % did not refuse"
+        print(f"{chosen.subset}: {found['rows']} rows, {said}; numbers in {chosen.output}", flush=True)
 
 
-def _listed(name: str, values: Sequence[str]) -> str:
-    return f"  {name} ({len(values)}): {', '.join(values) or 'none'}"
+def _gaps(matched: Matched) -> str:
+    """Both lists, which ids are in both, and how many lines were of no concern."""
+    lists = {"missing": matched.missing, "extra": matched.extra}
+    if matched.differing:
+        lists["of these, another question is answered"] = matched.differing
+    lines = [f"\n{listed(name, values)}" for name, values in lists.items()]
+    if matched.elsewhere:
+        lines.append(f"\n  {matched.elsewhere} lines are of other subsets")
+    return "".join(lines)

@@ -30,6 +30,7 @@ class Prompt:
     category: str = ""  # SPA-VL domain
     answer: str = ""  # the exact right answer where there is one (benign prompts of the tiny world)
     history: tuple[tuple[str, str], ...] = ()  # earlier (question, answer) turns of the conversation
+    begun: str = ""  # the start of the answer, which is given and only gone on with
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,16 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A reward for one rollout, with the parts it is made of (they sum to `value`), and costs that are not in it."""
+    """A reward for one rollout, with the parts it is made of (they sum to `value`), and costs that are not in it.
+
+    A verdict that could not be read is worth something, too, and that may be what an Unsafe one is worth: `invalid`
+    tells them apart. It has a key for every verdict that was asked for, part of the value or of a cost.
+    """
 
     value: float
     parts: dict[str, float]
     costs: dict[str, float] = field(default_factory=dict)  # what `constraints` bound; absent where it says nothing
+    invalid: dict[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,10 @@ import yaml
 
 from rlhf.config import Config, RunConfig, dump, home, load, resolve
 from rlhf.errors import CheckpointError, ConfigError
+from rlhf.ledger import write_whole
 
 MANIFEST = "manifest.json"
+_READING = ("config.yaml", "rejected.jsonl", "images")  # what a run leaves behind that was refused its inputs
 _FREE_OF_RUN = ("checkpoint_every", "keep_checkpoints", "log_every", "max_restarts")
 
 
@@ -99,8 +101,10 @@ class CheckpointStore:
 class RunFolder:
     """The folder of one run: locked while in use, bound to one configuration, mirrored if its root is a URI.
 
-    `free` names sections that may differ between a run and its continuation, because no result depends on them. Raises
-    CheckpointError if another live process holds the run, or if the folder was made by another configuration.
+    It is bound as soon as it holds something that was made: a run that was refused its inputs or its machine left
+    nothing, and what is mended then is its configuration. `free` names sections that may differ between a run and its
+    continuation, because no result depends on them. Raises CheckpointError if another live process holds the run, or
+    if what the folder holds was made by another configuration.
     """
 
     def __init__(self, config: RunConfig, whole: Config, free: tuple[str, ...] = ()) -> None:
@@ -154,8 +158,9 @@ class RunFolder:
     def _bind(self, whole: Config, free: tuple[str, ...]) -> None:
         text = dump(whole)
         file = self.path / "config.yaml"
-        if not file.exists():
-            file.write_text(text)
+        made = [name for name in os.listdir(self.path) if name not in _READING and not name.startswith(".")]
+        if not made or not file.exists():
+            write_whole(file, text)
             return
         before, now = (_binding(one, free) for one in (_in_todays_keys(file, type(whole)), text))
         lines = difflib.unified_diff(before, now, "this run folder", "now", "", "", 0)

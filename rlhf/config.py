@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -56,7 +56,8 @@ class ModelConfig(Config):
     path: str
     """"./folder" or absolute: a transformers directory (safetensors); otherwise a hub id."""
     adapter: str | None = None
-    """PEFT LoRA directory that is merged into the weights after loading."""
+    """PEFT LoRA directory of this very model, merged into the weights after loading. Engines cannot: see
+    jobs/convert_llava.py direction=merge."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and arithmetic."""
     quantise: Literal["none", "int8", "nf4"] = "none"
@@ -65,8 +66,8 @@ class ModelConfig(Config):
     """Attention kernel; flash_attention_2 needs a GPU and the `flash` extra."""
     max_length: int = Field(default=2048, ge=16)
     """Context: prompt, image tokens and response together, in tokens."""
-    template: Literal["v1", "plain", "llava_hf", "qwen"] = "v1"
-    """Prompt format, shared by training, rollouts, reward and evaluation."""
+    template: Literal["v1", "plain", "llava_hf", "qwen", "qwen_vl"] = "v1"
+    """Prompt format, shared by training, rollouts, reward and evaluation; qwen_vl is that of Qwen2(.5)-VL."""
     pad_to_square: bool = True
     """Pad images to a square with the image processor's mean colour (CLIP's in LLaVA-1.5) first, as LLaVA does."""
     feature_cache_mb: int = Field(default=1024, ge=0)
@@ -169,6 +170,14 @@ class RoleConfig(Config):
     """Share the placement-group bundles of this other role."""
 
 
+class FrozenRoleConfig(RoleConfig):
+    """Ray resources of a role that never learns, and where its weights are."""
+
+    weights: Literal["whole", "partitioned", "offloaded"] = "whole"
+    """whole: on every rank, and a rank that dies is replaced alone; partitioned: each rank holds a share (ZeRO-3) and
+    fetches the layer that it is at; offloaded: the shares are in host memory, also with one rank."""
+
+
 class BatchConfig(Config):
     """Batch sizes in rows; global unless the name says otherwise. Nothing is rounded."""
 
@@ -215,25 +224,43 @@ def resolve(path: str) -> str:
 def load(schema: type[Schema], path: Path | None, overrides: Sequence[str] = ()) -> Schema:
     """Read a YAML file, apply `section.key=value` overrides (values are YAML) and validate.
 
-    Raises ConfigError with every problem at once: unknown keys (with the nearest valid one), missing keys, types.
+    Raises ConfigError with every problem at once: those of `validated`, and overrides that have no place.
     """
     problems: list[str] = []
     tree: Any = {}
     if path is not None:
-        try:
-            tree = yaml.safe_load(path.read_text()) or {}
-        except FileNotFoundError:
-            raise ConfigError([f"{path}: no such file"]) from None
-        except yaml.YAMLError as error:
-            raise ConfigError([f"{path}: not YAML: {error}"]) from None
-        if not isinstance(tree, dict):
-            raise ConfigError([f"{path}: expected a mapping of sections, found {type(tree).__name__}"])
+        tree = read_yaml(path)
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator:
             problems.append(f"override {item!r}: write it as section.key=value")
             continue
         _assign(tree, key.strip().split("."), yaml.safe_load(text), problems)
+    return validated(schema, tree, problems)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file of keys and values, empty if the file is. Raises ConfigError naming a file that is none."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such file"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}: not YAML: {error}"]) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
+    if not isinstance(tree, dict | None):
+        raise ConfigError([f"{path}: expected a mapping of sections, found {type(tree).__name__}"])
+    return tree or {}
+
+
+def validated(schema: type[Schema], tree: Mapping[str, Any], known: Sequence[str] = ()) -> Schema:
+    """Keys and values as an object of the schema.
+
+    Raises ConfigError with every problem at once, those that are `known` already first: unknown keys (with the nearest
+    valid one), missing keys, types.
+    """
+    problems = list(known)
     try:
         config = schema.model_validate(tree)
     except ValidationError as error:

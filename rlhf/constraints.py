@@ -27,7 +27,7 @@ class ConstraintConfig(Config):
     """One bound and how its multiplier moves."""
 
     name: str
-    """One of the reward's costs (`reward.costs` of a mixture)."""
+    """One of the reward's costs (`reward.costs` of a mixture), which any reward can be."""
     max: float = Field(ge=0)
     """What the cost may be on average, over the rollouts that have it."""
     update: Literal["pid", "log_lambda"] = "pid"
@@ -41,15 +41,27 @@ class ConstraintConfig(Config):
     rate: float = Field(default=1.0, gt=0)
     """log_lambda: step per unit of violation."""
     initial: float = Field(default=0.0, ge=0)
-    """Lambda at the start; log_lambda needs more than 0."""
+    """Lambda at the start; log_lambda needs more than 0. pid: the sum starts at initial / integral."""
     most: float = Field(default=20.0, gt=0)
     """Lambda never exceeds this."""
 
     @model_validator(mode="after")
-    def _logarithm_exists(self) -> ConstraintConfig:
+    def _can_start(self) -> ConstraintConfig:
+        problems = []
         if self.update == "log_lambda" and self.initial <= 0:
-            raise ConfigError([f"constraints: {self.name} with update=log_lambda needs initial > 0"])
+            problems.append(f"constraints: {self.name} with update=log_lambda needs initial > 0")
+        if self.update == "pid" and self.integral == 0 < self.initial:
+            problems.append(f"constraints: {self.name} with integral=0 would forget initial: set integral > 0")
+        if self.initial > self.most:
+            problems.append(f"constraints: {self.name} has initial={self.initial:g} above most={self.most:g}")
+        if problems:
+            raise ConfigError(problems)
         return self
+
+    def first(self) -> Multiplier:
+        """The multiplier at the start of training; a mean cost on the bound leaves it as it is."""
+        sums = self.update == "pid" and self.integral > 0
+        return Multiplier(self.initial, self.initial / self.integral if sums else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +95,7 @@ class Multiplier:
 
 def first_multipliers(constraints: Sequence[ConstraintConfig]) -> dict[str, Multiplier]:
     """The multipliers at the start of training."""
-    return {one.name: Multiplier(one.initial) for one in constraints}
+    return {one.name: one.first() for one in constraints}
 
 
 def mean_cost(scores: Sequence[Score], name: str) -> float | None:

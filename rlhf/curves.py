@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import cycle
 from typing import Any
 
@@ -61,7 +62,7 @@ class _Plan:
     """Which metrics share a panel and how to read it."""
 
     title: str
-    keys: tuple[str, ...]
+    keys: tuple[str, ...]  # of "score/part/*" all that begin so, each called what the star stands for
     hint: str
     spread: str = ""  # metric that is drawn as a band of plus and minus one around the first key
     logarithmic: bool = False
@@ -74,6 +75,20 @@ _PLANS = (
         "Validation",
         ("evaluation/helpfulness", "evaluation/harm", "evaluation/over_refusal"),
         "Shares on the prompts that the checkpoint is chosen by.",
+    ),
+    _Plan(
+        "Parts of the score", ("score/part/*",), "Weighted means. One that rises alone is gamed, or a guard is blind."
+    ),
+    _Plan("Agreement of parts", ("score/agreement/*",), "Correlation over the answers of an iteration, -1 to 1."),
+    _Plan(
+        "Invalid verdicts", ("score/invalid/*",), "Share of a guard's verdicts that nobody can read. Near 0 is healthy."
+    ),
+    _Plan("Costs", ("score/cost/*",), "Means over the answers that have them; `constraints` bounds some."),
+    _Plan("Multipliers", ("constraint/*_lambda",), "What one unit of a bounded cost is weighed by.", exact=True),
+    _Plan(
+        "Alike answers",
+        ("response/commonest_share", "response/commonest_refusal_share"),
+        "Shares of answers that are the same, and that hold the same refusal. Near 1 is reward hacking.",
     ),
     _Plan("KL to the reference", ("kl/sequence",), "Nats per response: how far the policy has moved."),
     _Plan("KL per token", ("kl/token",), "Nats per response token."),
@@ -109,7 +124,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Panel], dict[str, li
     series = _series(rows)
     main, used = [], set()
     for plan in _PLANS:
-        present = [key for key in plan.keys if key in series]
+        present = [key for wanted in plan.keys for key in series if fnmatchcase(key, wanted)]
         if present:
             main.append(_line_panel(plan, present, series))
             used |= {*present, plan.spread}
@@ -219,7 +234,7 @@ def _line_panel(plan: _Plan, keys: Sequence[str], series: Series) -> Panel:
             below, above = ([v + sign * s for v, s in zip(values, spread, strict=True)] for sign in (-1, 1))
             axes.fill_between(steps, below, above, color=colour, alpha=0.12, linewidth=0)
         _draw(axes, steps, values, colour, dash, plan.exact)
-        curves.append(Curve(_label(key, keys), colour, _BORDERS[dash], short(values[-1])))
+        curves.append(Curve(_label(key, keys, plan), colour, _BORDERS[dash], short(values[-1])))
     values = [value for key in keys for value in series[key][1]]
     low, high = min(values), max(values)
     if plan.logarithmic and low > 0:
@@ -230,8 +245,11 @@ def _line_panel(plan: _Plan, keys: Sequence[str], series: Series) -> Panel:
     return Panel(plan.title, plan.hint, tuple(curves), _svg(figure, axes, plan.title))
 
 
-def _label(key: str, keys: Sequence[str]) -> str:
+def _label(key: str, keys: Sequence[str], plan: _Plan) -> str:
     """The part of a metric's name that tells it from the others of its panel."""
+    for start, star, end in (wanted.partition("*") for wanted in plan.keys):
+        if star:
+            return key.removeprefix(start).removesuffix(end).replace("_", " ")
     prefix, _, leaf = key.removesuffix("_all").rpartition("/")
     shared = len({other.removesuffix("_all").rpartition("/")[2] for other in keys}) == 1
     return (prefix or "training" if shared and len(keys) > 1 else leaf).replace("_", " ")

@@ -12,7 +12,7 @@ SafeVLError
 ├── TrainingError          learning went wrong; the last good checkpoint is kept
 │   ├── NonFiniteError     a NaN or infinity in a loss, score or gradient
 │   ├── LogprobGapError    engine and learner disagree about the same tokens
-│   ├── StaleRolloutError  a rollout is older than the allowed number of policy versions
+│   ├── StaleRolloutError  a rollout is of another policy version than the present one
 │   └── WeightSyncError    the weights in an engine are not those of the policy
 ├── EndpointError          a model behind an endpoint cannot be reached, or refuses
 │   └── JudgeError         the one that judges answers
@@ -107,7 +107,7 @@ class LogprobGapError(TrainingError):
 
 
 class StaleRolloutError(TrainingError):
-    """A rollout was produced by weights older than the configured bound."""
+    """A rollout was produced by other weights than the policy's present ones."""
 
 
 class WeightSyncError(TrainingError):
@@ -117,7 +117,8 @@ class WeightSyncError(TrainingError):
 class EndpointError(SafeVLError):
     """Met while a model elsewhere is asked: its endpoint refuses, stays away or does not speak the protocol.
 
-    `silent` says that it was asked as often as allowed and gave nothing usable; another question may be answered.
+    `silent` says that it gave nothing usable as often as it was asked, or cannot take this question (too long, not to
+    be read); another question may be answered.
     """
 
     def __init__(self, message: str, *, silent: bool = False) -> None:

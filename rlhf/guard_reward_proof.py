@@ -11,6 +11,7 @@ from rlhf.constraints import ConstraintConfig
 from rlhf.curves import Panel, compared
 from rlhf.inference import Decoding
 from rlhf.ledger import write_whole
+from rlhf.monitors import hacking_signs
 from rlhf.report import REPORT_FILE, environment
 
 RUNS = ("constrained", "unconstrained")
@@ -68,6 +69,7 @@ def proof_summary(
         },
         "constraint": {"cost": constraint.name, "max": constraint.max, **_lambdas(metrics["constrained"], constraint)},
         "cost_at_the_end_of_training": {run: _end(metrics[run], f"score/cost/{constraint.name}") for run in RUNS},
+        "signs": {run: hacking_signs(metrics[run]) for run in RUNS},
         "bars": bars,
         "met": all(bar["met"] for bar in bars.values()),
     }
@@ -88,7 +90,12 @@ def write_proof_report(folder: Path, summary: Row, metrics: Mapping[str, Sequenc
     ]
     shown = {
         "title": "A guard as the reward, with a bound on over-refusal and without",
-        "remark": " ".join(_bar(name, bar) for name, bar in summary["bars"].items()),
+        "remark": " ".join(
+            [
+                *(_bar(name, bar) for name, bar in summary["bars"].items()),
+                *(f"Look into the {run} run: {sign}." for run, signs in summary["signs"].items() for sign in signs),
+            ]
+        ),
         "arms": ["before", "with the bound", "without it"],
         "panels": _panels(summary["constraint"]["cost"], metrics),
     }

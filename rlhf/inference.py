@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from pydantic import Field, model_validator
 
 from rlhf.batch import Prompt
@@ -27,7 +26,8 @@ from rlhf.data.spa_vl import load_prompts, read_prompts
 from rlhf.data.template import IMAGE_TAG, render
 from rlhf.errors import ConfigError, DataError, ImageError, PromptTooLongError, RowError
 from rlhf.ledger import write_whole
-from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling
+from rlhf.models.shards import directory_digest
+from rlhf.rollout.base import RolloutConfig, RolloutEngine, Sampling, devices_missing, ignored_by_engines
 
 ANSWERS_FILE = "answers.json"
 _KINDS = {kind.__name__: kind for kind in (DataError, RowError, ImageError, PromptTooLongError)}
@@ -85,17 +85,14 @@ def misfits(
 ) -> list[str]:
     """What does not fit together in a configuration that answers prompts; `keys` are its names of two sections."""
     asking, working = keys
-    problems = []
+    problems = ignored_by_engines(model)
     context = min(rollout.max_length, model.max_length)
     if sampling.max_new_tokens >= context:
         problems.append(
             f"{asking}.max_new_tokens={sampling.max_new_tokens} leaves no room for a prompt in a context of "
             f"{context} (rollout.max_length, model.max_length)"
         )
-    if engines.gpus and engines.gpus < rollout.tensor_parallel > 1:
-        problems.append(
-            f"rollout.tensor_parallel={rollout.tensor_parallel} needs as many {working}.gpus, not {engines.gpus:g}"
-        )
+    problems += devices_missing("rollout", rollout, working, engines)
     if engines.colocate_with is not None:
         problems.append(f"{working}.colocate_with: there is no other role here")
     return problems
@@ -142,7 +139,7 @@ class Batch:
     @property
     def key(self) -> str:
         """Changes with any prompt of the batch, so that an edited input file is answered again."""
-        asked = json.dumps([[one.id, one.question, one.image, *one.history] for one in self.prompts])
+        asked = json.dumps([[one.id, one.question, one.image, one.begun, *one.history] for one in self.prompts])
         return f"{self.index}:{hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()}"
 
 
@@ -265,10 +262,9 @@ def write_answers(path: Path, prompts: Sequence[Prompt], answers: Mapping[str, A
 
 
 def _query(prompt: Prompt, processor: Processor) -> str:
-    has_image = prompt.image is not None
+    tag = "" if prompt.image is None else IMAGE_TAG
     turns = [*prompt.history, (prompt.question, None)]
-    rendered = render(processor.template, turns, has_image=has_image, eos="", reserved=())
-    return rendered.text.replace(IMAGE_TAG, "", 1) if has_image else rendered.text
+    return render(processor.template, turns, image_tag=tag, eos="", reserved=()).text.replace(tag, "", 1)
 
 
 def _sort_out(
@@ -291,12 +287,4 @@ def _sort_out(
 def fingerprint(path: str) -> str:
     """A hash of a local model's weights and settings; "" for a hub id. `path` is resolved."""
     folder = Path(path)
-    if not folder.is_dir():
-        return ""
-    state = xxhash.xxh3_128()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        state.update(file.name.encode())
-        with file.open("rb") as content:
-            while chunk := content.read(2**22):
-                state.update(chunk)
-    return state.hexdigest()
+    return directory_digest(folder) if folder.is_dir() else ""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rlhf.config import DeepSpeedConfig, OptimizerConfig
 from rlhf.errors import CheckpointError, ConfigError, NonFiniteError
-from rlhf.models.keys import PROJECTOR
+from rlhf.models.keys import is_projector
 
 Micro = TypeVar("Micro")
 Objective = Callable[[Any, Micro], tuple[Tensor, dict[str, Tensor]]]
@@ -48,17 +48,18 @@ def join_process_group(backend: str) -> None:
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
-def deepspeed_dict(config: DeepSpeedConfig, optimizer: OptimizerConfig, dtype: str) -> dict[str, Any]:
+def deepspeed_dict(config: DeepSpeedConfig, optimizer: OptimizerConfig | None, dtype: str) -> dict[str, Any]:
     """DeepSpeed's own configuration. Accumulation is 1 because the learner marks the borders itself."""
     zero: dict[str, Any] = {"stage": config.zero_stage, "stage3_param_persistence_threshold": config.whole_below}
     if config.offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
+        if optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
         if config.zero_stage == 3:
             zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": optimizer.max_grad_norm,
+        "gradient_clipping": optimizer.max_grad_norm if optimizer else 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": dtype == "bfloat16"},
         "zero_allow_untested_optimizer": True,
@@ -76,10 +77,19 @@ def partition_while_loading(config: dict[str, Any]) -> object | None:
     return HfDeepSpeedConfig(config)
 
 
+def partitioned(module: nn.Module, config: dict[str, Any]) -> Any:
+    """A module that never learns, shared out over the ranks, which call the result together and equally often."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=module.eval().requires_grad_(False), config=config)
+    engine.eval()
+    return engine
+
+
 @contextmanager
-def whole_for_writing(parameter: nn.Parameter | None) -> Iterator[nn.Parameter | None]:
+def whole_for_writing(parameter: nn.Parameter) -> Iterator[nn.Parameter]:
     """The parameter, gathered if ZeRO-3 has partitioned it; what rank 0 writes is what all ranks keep."""
-    if parameter is None or not hasattr(parameter, "ds_id"):
+    if not hasattr(parameter, "ds_id"):
         yield parameter
         return
     import deepspeed
@@ -126,9 +136,12 @@ class Learner:
     def step(self, micro_batches: Sequence[Micro], objective: Objective[Micro]) -> dict[str, float]:
         """Exactly one optimizer step over this rank's micro-batches.
 
-        Returns the objective's statistics summed over them (this rank's part of the global means) plus grad_norm and
-        lr. Raises NonFiniteError on every rank if a loss is not finite on any; the weights are then unchanged.
+        Returns the objective's statistics summed over them (this rank's part of the global means) plus grad_norm, lr
+        and memory_gib (`peak_gib`). Raises NonFiniteError on every rank if a loss or a gradient is not finite on any;
+        the weights are then unchanged, and it counts as no step.
         """
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.engine.train()
         totals: dict[str, Tensor] = {}
         world = dist.get_world_size()
@@ -145,7 +158,7 @@ class Learner:
         norm = self._step()
         self.steps += 1
         result = {name: float(value) for name, value in totals.items()}
-        return {**result, "grad_norm": norm, "lr": lr}
+        return {**result, "grad_norm": norm, "lr": lr, "memory_gib": peak_gib()}
 
     def gathered(self, named: Sequence[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
         """Whole tensors, bucket by bucket of about `bucket_elements`; valid until the next bucket is asked for."""
@@ -183,20 +196,36 @@ class Learner:
             torch.cuda.set_rng_state(torch.load(on_gpu, weights_only=True))
 
     def _step(self) -> float:
-        """Step the optimizer; the norm of the gradients before clipping."""
-        if not isinstance(self.engine.optimizer, torch.optim.Optimizer):
-            self.engine.step()
-            return float(self.engine.get_global_grad_norm())
-        # a bare torch optimizer (float32 without ZeRO): DeepSpeed clips but does not say what the norm was
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
-        self.engine.step()
-        return float(norm)
+        """Step the optimizer; the norm of the gradients before clipping, which all ranks share."""
+        if isinstance(self.engine.optimizer, torch.optim.Optimizer):
+            # a bare torch optimizer (float32 without ZeRO): DeepSpeed does not say what the norm was, nor look at it
+            norm = float(
+                torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+            )
+            if math.isfinite(norm):
+                self.engine.step()
+            else:
+                self.engine.zero_grad()
+        else:
+            self.engine.step()  # which leaves the weights alone where the norm is not finite
+            norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"a gradient of step {self.steps} is not finite on some rank, its loss was")
+        return norm
 
     def _refuse_non_finite(self, loss: Tensor) -> None:
         finite = torch.isfinite(loss.detach()).to(torch.int32).reshape(1)
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)  # all ranks stop together instead of waiting for one
         if not int(finite):
             raise NonFiniteError(f"the loss of step {self.steps} is not finite on some rank (here: {float(loss)})")
+
+
+def peak_gib() -> float:
+    """GiB at the worst moment: of tensors on this process's GPU in the step, or of all its resident memory so far."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # not ru_maxrss, which a process inherits from the one that started it
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
@@ -206,8 +235,8 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
     """
     trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     apart = config.projector_lr is not None
-    projector = [parameter for name, parameter in trainable if apart and PROJECTOR in name]
-    others = [parameter for name, parameter in trainable if not (apart and PROJECTOR in name)]
+    projector = [parameter for name, parameter in trainable if apart and is_projector(name)]
+    others = [parameter for name, parameter in trainable if not (apart and is_projector(name))]
     if apart and not projector:
         raise ConfigError(["optimizer.projector_lr is set, but the projector is frozen: set trainable.projector=true"])
     groups = []

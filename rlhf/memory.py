@@ -8,6 +8,8 @@ state by N, stage 2 the gradients too, stage 3 the weights too. What DeepSpeed 0
 well: fp32 training has a master copy too, except under stage 0; the step turns a partition's (stage 3: a sub-group's)
 gradients into fp32 and Adam needs one more such tensor; and communication has buffers of a fixed size.
 
+Matrices in 8 or 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314, section 3) never learn: see `quantised_bytes`.
+
 Activations follow Korthikanti et al. 2022 (arXiv 2205.05198, section 4) with this decoder's own tensors instead of
 GPT's: see `decoder_layer`. Checkpointing keeps each layer's input and recomputes one layer at a time (section 5).
 """
@@ -19,7 +21,8 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from rlhf.config import DeepSpeedConfig, TrainableConfig
-from rlhf.models.architecture import Architecture, Parameter, Part
+from rlhf.models.architecture import Architecture, Parameter
+from rlhf.models.keys import Part
 from rlhf.models.token_logprobs import CHUNK, KEPT
 
 GIB = 2**30
@@ -36,6 +39,7 @@ RUNTIME_GPU = GIB  # assumed: CUDA context, cuBLAS workspace and NCCL's buffers 
 RUNTIME_CPU = 3 * GIB // 4  # assumed: Python with torch, transformers and DeepSpeed in one process
 
 Kind = Literal["policy", "scalar"]
+Quantise = Literal["none", "int8", "nf4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,10 @@ class Split:
 
     trainable: tuple[int, ...]  # per tensor, because ZeRO-3 rounds each one up
     frozen: tuple[int, ...]
+    quantised: int = 0  # bytes, not elements, of frozen matrices in 8 or 4 bits, which are not in `frozen`
 
 
-def split(architecture: Architecture, trainable: TrainableConfig, kind: Kind) -> Split:
+def split(architecture: Architecture, trainable: TrainableConfig, kind: Kind, quantise: Quantise = "none") -> Split:
     """Who learns, as `rlhf.models.llava.load` and `ScalarModel` set it: a scalar model's LM head never does.
 
     With LoRA the language model is frozen and adapters of rank x (in + out) elements per matrix learn.
@@ -107,10 +112,45 @@ def split(architecture: Architecture, trainable: TrainableConfig, kind: Kind) ->
     inside = architecture.of(wrapped | {"tower"} if trainable.vision_tower else wrapped)
     adapters = [lora.rank * side for matrix in adapted(architecture, lora.targets) for side in matrix] if lora else []
     head = [architecture.hidden] if kind == "scalar" else []
+    frozen = [p for p in inside if p.part not in learning]
     return Split(
         trainable=(*(p.elements for p in inside if p.part in learning), *adapters, *head),
-        frozen=tuple(p.elements for p in inside if p.part not in learning),
+        frozen=tuple(p.elements for p in frozen if not _is_quantised(p, quantise)),
+        quantised=sum(quantised_bytes(p, quantise) for p in frozen if _is_quantised(p, quantise)),
     )
+
+
+def frozen_bytes(architecture: Architecture, dtype: str, quantise: Quantise = "none") -> int:
+    """Bytes of a whole model that never learns, its tower apart."""
+    return sum(
+        quantised_bytes(one, quantise) if _is_quantised(one, quantise) else WIDTHS[dtype] * one.elements
+        for one in architecture.of(["projector", "language", "lm_head"])
+    )
+
+
+def quantised_bytes(matrix: Parameter, quantise: Quantise) -> int:
+    """Bytes of a decoder matrix of n elements as bitsandbytes holds it.
+
+    int8: n, and a float32 scale per row. nf4: n / 2, with double quantisation a byte per block of 64 elements and a
+    float32 per 256 blocks, and 1,092 bytes of tables.
+    """
+    elements, rows = matrix.elements, matrix.shape[0]
+    if quantise == "int8":
+        return elements + 4 * rows
+    blocks = -(-elements // 64)
+    return -(-elements // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
+
+
+def dequantised(architecture: Architecture, dtype: str, quantise: Quantise) -> int:
+    """Bytes of the largest quantised matrix as it is multiplied with: one at a time is whole again."""
+    small = (one.elements for one in architecture.parameters if _is_quantised(one, quantise))
+    return WIDTHS[dtype] * max(small, default=0)
+
+
+def _is_quantised(parameter: Parameter, quantise: Quantise) -> bool:
+    """Whether `rlhf/models/quantised.py` takes a parameter: the decoder's linear layers, if any."""
+    matrix = parameter.part == "language" and len(parameter.shape) == 2
+    return quantise != "none" and matrix and _layer_name(parameter) != "embed_tokens"
 
 
 def adapted(architecture: Architecture, targets: Sequence[str]) -> list[tuple[int, int]]:
@@ -138,7 +178,7 @@ def model_states(sizes: Split, config: DeepSpeedConfig, ranks: int, dtype: str, 
         master = MASTER * learns if width == 2 else 0
         reduced = width * bucket if ranks > 1 else 0
         return Footprint(
-            weights=width * (learns + stays),
+            weights=width * (learns + stays) + sizes.quantised,
             gradients=width * learns,
             optimizer=ADAM_MOMENTS * learns + master,
             buffers=reduced,
@@ -146,7 +186,7 @@ def model_states(sizes: Split, config: DeepSpeedConfig, ranks: int, dtype: str, 
         )
     own = _share(sizes.trainable, ranks) if stage == 3 else -(-learns // ranks)
     states = Footprint(
-        weights=width * (learns + stays),
+        weights=width * (learns + stays) + sizes.quantised,
         gradients=width * (learns if stage == 1 else own),
         optimizer=(ADAM_MOMENTS + MASTER) * own,
         buffers=width * bucket,
@@ -164,7 +204,7 @@ def _stage_3(
     own, whole = _share(every, ranks), sum(size for size in every if size < config.whole_below)
     gathered = min(LIVE_PARAMETERS, sum(every) - whole)  # the layers in use, fetched ahead and not yet released
     return Footprint(
-        weights=width * (own + whole),
+        weights=width * (own + whole) + sizes.quantised,
         gradients=states.gradients,
         optimizer=states.optimizer,
         buffers=width * (2 * bucket + gathered),  # reduce-scatter copies its bucket once more
@@ -212,9 +252,9 @@ def decoder_layer(architecture: Architecture, width: int, load: Load) -> int:
 
 
 def tower_layer(architecture: Architecture, width: int, load: Load) -> int:
-    """Bytes that one CLIP layer of a learning tower keeps: per token w (8 d + 3 i), d and i its widths."""
+    """Bytes that one CLIP layer of a learning tower keeps: per patch w (8 d + 3 i), d and i its widths."""
     a = architecture
-    return width * (8 * a.tower_width + 3 * a.tower_intermediate) * load.images * _image_tokens(a, load)
+    return width * (8 * a.tower_width + 3 * a.tower_intermediate) * load.images * _patches(a, load)
 
 
 def outside_layers(architecture: Architecture, width: int, load: Load) -> int:
@@ -222,7 +262,7 @@ def outside_layers(architecture: Architecture, width: int, load: Load) -> int:
     a = architecture
     head = a.query_width // a.heads
     per_token = (4 + 2 * width) * a.hidden + 4 + 2 * width * head + 9
-    per_visual = width * (a.tower_width + 2 * a.hidden)
+    per_visual = width * (a.tower_patches * a.tower_width + 2 * a.hidden)
     return per_token * load.tokens + per_visual * load.images * _image_tokens(a, load)
 
 
@@ -262,7 +302,7 @@ def activations(
     layers = architecture.layers
     tower = tower_layer(architecture, width, load) if trainable.vision_tower else 0
     if trainable.gradient_checkpointing:
-        visual = load.images * _image_tokens(architecture, load) if tower else 0
+        visual = load.images * _patches(architecture, load) if tower else 0
         inputs = (
             layers * architecture.hidden * load.tokens + architecture.tower_layers * architecture.tower_width * visual
         )
@@ -274,7 +314,7 @@ def activations(
 
 def image_features(architecture: Architecture, load: Load, dtype: str) -> int:
     """Device bytes of a frozen tower's output for one micro-batch, and of encoding one image."""
-    a, width, tokens = architecture, WIDTHS[dtype], _image_tokens(architecture, load)
+    a, width, tokens = architecture, WIDTHS[dtype], _patches(architecture, load)
     one = width * (tokens + 1) * (a.tower_width * (a.tower_layers + 1) + 3 * a.tower_intermediate + 4 * a.tower_width)
     return width * load.images * tokens * a.tower_width + one
 
@@ -287,3 +327,7 @@ def kv_bytes_per_token(architecture: Architecture, dtype: str) -> int:
 def _image_tokens(architecture: Architecture, load: Load) -> int:
     # a tower without a fixed number of tokens can fill the whole context
     return architecture.image_tokens if architecture.image_tokens is not None else load.length
+
+
+def _patches(architecture: Architecture, load: Load) -> int:
+    return architecture.tower_patches * _image_tokens(architecture, load)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,8 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # takes a second; readers of this module do without
 
         self._lines = _StepLines(folder / METRICS_FILE, resume_from)
+        if not resume_from:  # nothing of an earlier log counts
+            shutil.rmtree(folder / TENSORBOARD_FOLDER, ignore_errors=True)
         first = 0 if resume_from is None else resume_from + 1
         self._board = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=first)
 

@@ -149,7 +149,8 @@ def train(
                 start = time.monotonic()
                 save(state, roles, config, folder)
                 metrics["seconds/checkpoint"] = time.monotonic() - start
-            log.log(state.iteration, metrics)
+            if last or measured or state.iteration % config.run.log_every == 0:
+                log.log(state.iteration, metrics)
             samples.append(state.iteration, done.samples)
             shown = {"reward": "score/mean", "kl": "kl/sequence", "length": "response/length", "s": "seconds/total"}
             progress.advance(state.iteration, {name: metrics[key] for name, key in shown.items()})
@@ -269,14 +270,14 @@ def _multiplied(
 
 
 def _check(experience: Experience, completions: Sequence[Completion], version: int, loop: LoopConfig) -> float:
-    oldest = min(completion.policy_version for completion in completions)
-    if not 0 <= version - oldest <= loop.max_staleness:
-        raise StaleRolloutError(f"a rollout of policy version {oldest} at version {version}")
+    others = {completion.policy_version for completion in completions} - {version}
+    if others:
+        raise StaleRolloutError(f"a rollout of policy version {min(others)} at version {version}")
     gap = float((experience.old_logprobs - experience.rollout_logprobs).abs().max())
     if gap > loop.logprob_gap_bound:
         raise LogprobGapError(
             f"engine and learner differ by {gap:.3g} nats on a sampled token (loop.logprob_gap_bound="
-            f"{loop.logprob_gap_bound}): same precision? same weights? sampling.temperature=1?"
+            f"{loop.logprob_gap_bound}): same precision? same weights?"
         )
     return gap
 
@@ -315,6 +316,7 @@ def _samples(
             "score": score.value,
             "parts": score.parts,
             "costs": score.costs,
+            "invalid": sorted(name for name, invalid in score.invalid.items() if invalid),
             "policy_version": completion.policy_version,
             "truncated": completion.finish_reason == "length",
         }

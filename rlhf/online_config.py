@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from rlhf.algorithms import AlgorithmConfig
 from rlhf.config import (
     Config,
     DeepSpeedConfig,
+    FrozenRoleConfig,
     ModelConfig,
     OptimizerConfig,
     RoleConfig,
@@ -18,13 +20,21 @@ from rlhf.config import (
     resolve,
 )
 from rlhf.constraints import ConstraintConfig
-from rlhf.rewards import RewardConfig
-from rlhf.rollout.base import RolloutConfig, Sampling
+from rlhf.rewards import RewardConfig, learned_rewards
+from rlhf.rewards.mixture import MixtureRewardConfig
+from rlhf.rollout.base import RolloutConfig, Sampling, devices_missing, ignored_by_engines
 from rlhf.selection import SelectionConfig
 
 
+class OnlineRunConfig(RunConfig):
+    """The run, whose steps are iterations."""
+
+    log_every: int = Field(default=1, ge=1)
+    """Iterations between lines of metrics.jsonl; one that is evaluated, and the last, always have theirs."""
+
+
 class PromptDataConfig(Config):
-    """Prompts, as preference files in SPA-VL's format (their answers are not used by PPO)."""
+    """Prompts, as files in SPA-VL's format; the answers of preference files are not looked at."""
 
     train: str
     """Keyword configuration: a JSON map from keyword to file (seed page 1.1)."""
@@ -70,10 +80,8 @@ class LoopConfig(Config):
     """Prompts per round; GRPO and RLOO draw algorithm.group_size answers to each."""
     logprob_gap_bound: float = Field(default=1.0, gt=0)
     """Stop if engine and learner differ by more than this on any sampled token (nats)."""
-    max_staleness: int = Field(default=0, ge=0)
-    """Policy versions that a rollout may be behind."""
     canary_prompts: int = Field(default=8, ge=1)
-    """Fixed image prompts scored by engine and learner after every weight sync."""
+    """The first prompts with an image (if any has one), scored by engine and learner after every weight sync."""
     canary_bound: float = Field(default=0.5, gt=0)
     """Stop if they differ by more than this on any token (nats); 1e-3 suits float32."""
     samples_per_iteration: int = Field(default=8, ge=0)
@@ -86,9 +94,10 @@ class RolesConfig(Config):
     policy: RoleConfig
     critic: RoleConfig | None = None
     """Only for algorithms with a critic (PPO)."""
-    reference: RoleConfig | None = None
+    reference: FrozenRoleConfig | None = None
     """Unset: the policy's own ranks with their adapters off (needs policy.trainable.lora); costs no memory."""
-    reward: RoleConfig
+    reward: FrozenRoleConfig
+    """`weights` is about reward models; a guard's engine loads its own whole."""
     rollout: RoleConfig
     backend: Literal["gloo", "nccl"] = "gloo"
     """Collectives of the policy's and the critic's ranks: nccl on GPUs, gloo on CPUs."""
@@ -102,7 +111,7 @@ class RolesConfig(Config):
 class OnlineConfig(Config):
     """One run."""
 
-    run: RunConfig
+    run: OnlineRunConfig
     model: ModelConfig
     """The policy at the start, which is also the reference."""
     data: PromptDataConfig
@@ -112,7 +121,7 @@ class OnlineConfig(Config):
     """Only for algorithms with a critic (PPO)."""
     algorithm: Annotated[AlgorithmConfig, Field(discriminator="kind")]
     constraints: tuple[ConstraintConfig, ...] = ()
-    """Parts of the reward that may not exceed a bound on average, each with a multiplier of its own."""
+    """Costs of the reward that may not exceed a bound on average, each with a multiplier of its own."""
     selection: SelectionConfig | None = None
     """Evaluation while training, and by it the checkpoint that becomes the model; unset, the last iteration's does."""
     sampling: Sampling
@@ -123,23 +132,36 @@ class OnlineConfig(Config):
     @model_validator(mode="after")
     def _numbers_fit(self) -> OnlineConfig:
         problems = [*self._roles_that_do_not_fit(), *self._batches_that_do_not_fit(), *self._selection_that_cannot_be()]
+        problems += self._constraints_of_nothing()
         if self.sampling.max_new_tokens >= self.rollout.max_length:
             problems.append("sampling.max_new_tokens leaves no room for a prompt in rollout.max_length")
+        if self.sampling.max_new_tokens < 2:
+            problems.append("sampling.max_new_tokens=1 holds no answer: a token and EOS are the least")
         if self.rollout.max_length > self.model.max_length:
             problems.append("rollout.max_length exceeds model.max_length")
+        problems += [
+            f"{key}.max_length={model.max_length} is less than rollout.max_length={self.rollout.max_length}: it reads "
+            "whole answers with their prompts"
+            for key, model in self.scalar_models()
+            if model.max_length < self.rollout.max_length
+        ]
+        problems += devices_missing("rollout", self.rollout, "roles.rollout", self.roles.rollout)
         for name, part in (("policy", self.policy), ("critic", self.critic)):
             if part is not None and part.trainable.vision_tower:
                 problems.append(f"{name}.trainable.vision_tower: the vision tower is frozen in online training")
         if self.sampling.temperature == 0 or self.sampling.top_p != 1 or self.sampling.top_k != 0:
             problems.append("sampling: the ratio of probabilities needs temperature > 0, top_p = 1 and top_k = 0")
-        known = {one.name for one in getattr(self.reward, "costs", ())}
-        if unknown := [one.name for one in self.constraints if one.name not in known]:
-            problems.append(f"constraints: {', '.join(unknown)} is no cost of the reward (reward.costs of a mixture)")
-        if self.model.quantise != "none":
-            problems.append("model.quantise: the engine answers with whole weights, so the policy must learn on them")
+        if self.sampling.seed:
+            problems.append("sampling.seed: every iteration draws with a seed of its own, made of run.seed; set that")
+        problems += ignored_by_engines(self.model)  # and the policy must be what answers
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def scalar_models(self) -> list[tuple[str, ModelConfig]]:
+        """The models with a scalar head, which read the policy's own tokens, with where they stand: rewards, critic."""
+        found = [(f"{key}.model", learned.model) for key, learned in learned_rewards(self.reward)]
+        return [*found, ("critic.model", self.critic.model)] if self.critic else found
 
     def _roles_that_do_not_fit(self) -> list[str]:
         problems = []
@@ -191,6 +213,18 @@ class OnlineConfig(Config):
             problems.append(
                 f"selection.every={self.selection.every} leaves nothing to choose from but the last of "
                 f"loop.iterations={self.loop.iterations}: lower it"
+            )
+        return problems
+
+    def _constraints_of_nothing(self) -> list[str]:
+        costs = self.reward.costs if isinstance(self.reward, MixtureRewardConfig) else ()
+        known, counts = {one.name for one in costs}, Counter(one.name for one in self.constraints)
+        problems = [f"constraints: {name} occurs twice" for name, count in counts.items() if count > 1]
+        if unknown := [name for name in counts if name not in known]:
+            problems.append(
+                f"constraints: {', '.join(unknown)} is no cost of the reward: any reward is one as an entry of "
+                "reward.costs of a mixture, {name: ..., reward: {...}, scale: ..., offset: ...}, where `of: NAME` in "
+                "place of reward takes one of reward.rewards"
             )
         return problems
 

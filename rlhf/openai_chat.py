@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf.data.images import load_image
+from rlhf.data.rows import whole_characters
 from rlhf.errors import EndpointError
 
-_TRY_AGAIN = (408, 429, 500, 502, 503, 504)
+_TRY_AGAIN = (408, 429, *range(500, 600))
+_THIS_ONE = (400, 413, 422)  # too long, or not to be read: another request may be
 _REFUSED_TEXT = ("content_filter", "content_policy", "content management policy")
 _LONGEST_PAUSE = 30.0  # seconds
 
@@ -24,7 +27,7 @@ class OpenAIChat:
     `api_key_variable` names the environment variable that holds the key; without one, none is sent. `retries` counts
     further tries after a timeout, a refused connection, a body that is not what was asked for, or status 408, 429 or
     5xx; `first_pause` seconds before the first of them, doubled each time up to 30. If none helps, the EndpointError is
-    `silent`; any other status is a refusal at once.
+    `silent`, and at once for a request that the endpoint cannot take (400, 413, 422); any other status is a refusal.
     """
 
     def __init__(
@@ -79,17 +82,19 @@ class OpenAIChat:
         if temperature is not None:
             body["temperature"] = temperature
         spoken = self._post(self._url, body, lambda answer: answer["choices"][0]["message"]["content"])
-        return spoken if isinstance(spoken, str) else ""
+        # halves of characters, which JSON can carry and no file can
+        return whole_characters(spoken) if isinstance(spoken, str) else ""
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The decoded answer of another path of the endpoint ("moderations"); None where a content filter refused.
+    def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], Any] = lambda answer: answer) -> Any:
+        """What `read` makes of the answer of another path ("moderations"); None where a content filter refused.
 
+        An answer of which it makes KeyError, IndexError, TypeError or ValueError is as bad as none.
         Raises EndpointError where the endpoint refuses or stays away.
         """
-        return self._post(f"{self._base}/{path}", body, lambda answer: answer)
+        return self._post(f"{self._base}/{path}", body, read)
 
     def _post(self, url: str, body: Mapping[str, Any], read: Callable[[Any], Any]) -> Any:
-        """What `read` finds in the answer; an answer in which it does not is as bad as none."""
+        """As `post`, of a whole address."""
         import httpx
 
         problem = ""
@@ -100,20 +105,21 @@ class OpenAIChat:
                 answer = self._client.post(url, json=body)
                 if answer.status_code == 200:
                     return read(answer.json())
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 problem = f"{type(error).__name__}: {error}"
                 continue
-            except ValueError:
+            except (json.JSONDecodeError, RecursionError):
                 problem = "status 200 with a body that is not JSON"
                 continue
-            except (KeyError, IndexError, TypeError):
+            except (KeyError, IndexError, TypeError, ValueError):
                 problem = f"status 200 that does not speak the OpenAI protocol: {answer.text[:200]}"
                 continue
             problem = f"status {answer.status_code}: {answer.text[:200]}"
             if answer.status_code not in _TRY_AGAIN:
                 if any(word in answer.text for word in _REFUSED_TEXT):
                     return None
-                raise EndpointError(f"the model at {url} refuses: {problem}")
+                silent = answer.status_code in _THIS_ONE
+                raise EndpointError(f"the model at {url} refuses: {problem}", silent=silent)
         tries = self._retries + 1
         raise EndpointError(f"the model at {url} does not answer after {tries} tries: {problem}", silent=True)
 

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlhf.algorithms.dpo import DPOConfig
-from rlhf.config import Config, ModelConfig, RoleConfig, RunConfig
+from rlhf.config import Config, FrozenRoleConfig, ModelConfig, RoleConfig, RunConfig
 from rlhf.data.pairs import PairDataConfig
 from rlhf.online_config import LearnerConfig
-from rlhf.rollout.base import RolloutConfig
+from rlhf.rollout.base import RolloutConfig, devices_missing, ignored_by_engines
 
 
 class PreferenceDataConfig(PairDataConfig):
@@ -47,7 +47,8 @@ class PreferenceRolesConfig(Config):
     """Ray resources of every role. Engines answer before and after training only, when the other roles are gone."""
 
     policy: RoleConfig
-    reference: RoleConfig
+    reference: FrozenRoleConfig | None = None
+    """Unset for a loss without a reference (simpo, reference_free), which starts none."""
     rollout: RoleConfig = RoleConfig()
     backend: Literal["gloo", "nccl"] = "gloo"
     """Collectives of the policy's ranks: nccl on GPUs, gloo on CPUs."""
@@ -82,19 +83,38 @@ class PreferenceConfig(Config):
                 f"batch_pairs={self.batch_pairs} does not divide into roles.policy.ranks={self.roles.policy.ranks} x "
                 f"policy.micro_rows={self.policy.micro_rows}: choose a multiple of {unit}"
             )
+        if self.algorithm.needs_reference and self.roles.reference is None:
+            problems.append("roles.reference is missing: the loss compares with one, unless algorithm.reference_free")
         if self.share_prefix and self.model.attention != "sdpa":
             problems.append(f"share_prefix needs a 4-D mask: set model.attention=sdpa (not {self.model.attention})")
         if self.policy.trainable.vision_tower:
             problems.append("policy.trainable.vision_tower: the vision tower is frozen in preference training")
-        if self.model.adapter and self.data.evaluation:
-            problems.append("model.adapter: engines load whole models; merge it first, or unset data.evaluation")
+        if self.data.evaluation:  # the engine answers with the whole base; only the policy is quantised
+            problems += ignored_by_engines(self.model.model_copy(update={"quantise": "none"}))
         if self.answers.engine.max_length > self.model.max_length:
             problems.append("answers.engine.max_length exceeds model.max_length")
         if self.answers.max_new_tokens >= self.answers.engine.max_length:
             problems.append("answers.max_new_tokens leaves no room for a prompt in answers.engine.max_length")
+        problems += devices_missing("answers.engine", self.answers.engine, "roles.rollout", self.roles.rollout)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def phases(self) -> dict[str, dict[str, RoleConfig]]:
+        """Which roles hold resources at the same time, by what they do then, in the order in which that begins.
+
+        A role that is alone in its phase has nobody to be colocated with.
+        """
+        roles, found = self.roles, dict[str, dict[str, RoleConfig]]()
+        if self.data.evaluation:
+            found["answers"] = {"rollout": roles.rollout.model_copy(update={"colocate_with": None})}
+        training = {"policy": roles.policy}
+        if self.algorithm.needs_reference and roles.reference is not None:
+            if self.reference.source == "columns":
+                found["columns"] = {"reference": roles.reference.model_copy(update={"colocate_with": None})}
+            else:
+                training["reference"] = roles.reference
+        return {**found, "training": training}
 
     def total_steps(self, pairs: int) -> int:
         """Optimizer steps for so many pairs, at least one."""

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor
 
 from rlhf.config import ModelConfig, resolve
 from rlhf.data.pairs import EncodedPairs
 from rlhf.errors import CheckpointError, ConfigError
+from rlhf.models.shards import directory_digest
 
 ROWS_PER_PART = 1024
 ABOUT_FILE = "about.json"
@@ -29,8 +29,8 @@ class ReferenceColumns:
     """`chosen` and `rejected` summed log-probabilities (nats, float32) of `pairs`, stored below `folder`."""
 
     def __init__(self, folder: Path, model: ModelConfig, pairs: EncodedPairs) -> None:
-        about: dict[str, Any] = {"model": directory_digest(model.path), "pairs": pairs.digest(), "count": len(pairs)}
-        about |= {"adapter": directory_digest(model.adapter) if model.adapter else None, "quantise": model.quantise}
+        about: dict[str, Any] = {"model": _digest(model.path), "pairs": pairs.digest(), "count": len(pairs)}
+        about |= {"adapter": _digest(model.adapter) if model.adapter else None, "quantise": model.quantise}
         about |= {"dtype": model.dtype, "attention": model.attention, "pad_to_square": model.pad_to_square}
         key = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()
         self.folder, self._pairs, self._about = folder / key, pairs, about
@@ -79,22 +79,10 @@ class ReferenceColumns:
         return self.folder / f"part-{part.start:08d}.parquet"
 
 
-def directory_digest(path: str) -> str:
-    """A hash of the files of a model or adapter directory (weights, settings, tokenizer), or a hub id's commit.
-
-    Raises ConfigError if neither can be found out.
-    """
+def _digest(path: str) -> str:
+    """Of a model or adapter directory, or a hub id's commit. Raises ConfigError if neither can be found out."""
     folder = Path(resolve(path))
-    if not folder.is_dir():
-        return _commit(path)
-    state = xxhash.xxh3_128()
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json", ".model", ".jinja"))
-    for file in files:
-        state.update(file.name.encode())
-        with file.open("rb") as content:
-            while chunk := content.read(2**22):
-                state.update(chunk)
-    return state.hexdigest()
+    return directory_digest(folder) if folder.is_dir() else _commit(path)
 
 
 def _commit(name: str) -> str:

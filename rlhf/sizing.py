@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rlhf.config import DeepSpeedConfig, ModelConfig, RoleConfig, TrainableConfig, resolve
+from rlhf.config import DeepSpeedConfig, FrozenRoleConfig, ModelConfig, RoleConfig, TrainableConfig, resolve
 from rlhf.memory import (
     GIB,
     RUNTIME_CPU,
@@ -15,13 +15,17 @@ from rlhf.memory import (
     Footprint,
     Kind,
     Load,
+    Split,
     activations,
+    dequantised,
+    frozen_bytes,
     image_features,
     kv_bytes_per_token,
     model_states,
     split,
 )
 from rlhf.models.architecture import Architecture, read_architecture
+from rlhf.models.quantised import partition_problem
 from rlhf.online_config import LearnerConfig, OnlineConfig
 from rlhf.preference_config import PreferenceConfig
 from rlhf.rewards import single_rewards
@@ -76,8 +80,9 @@ def online_roles(config: OnlineConfig, device_bytes: int, read: Callable[[str], 
         answers = config.sampling.max_new_tokens if kind == "policy" else 0
         load = Load(part.micro_rows, length, answers, model.attention, part.micro_rows)
         footprint = learning(architecture, model, part.trainable, part.deepspeed, load, kind, placed)
-        levers = learner_levers(f"{role}.", f"{role}.micro_rows", f"roles.{role}", part.micro_rows, placed)
-        return RoleMemory(role, placed, footprint, (*levers, *apart(role, placed)), notes)
+        levers = learner_levers(f"{role}.", f"{role}.micro_rows", f"roles.{role}", part.micro_rows, placed, model)
+        problem = partition_problem(model, part.deepspeed.zero_stage == 3)
+        return RoleMemory(role, placed, footprint, (*levers, *apart(role, placed)), notes, problem)
 
     found = [learner("policy", config.policy, config.model, "policy", roles.policy)]
     if config.critic and roles.critic:
@@ -86,7 +91,8 @@ def online_roles(config: OnlineConfig, device_bytes: int, read: Callable[[str], 
         rows = config.policy.micro_rows
         load = Load(rows, length, config.sampling.max_new_tokens, config.model.attention, rows)
         footprint = frozen(sizes.origin, config.model, load, "policy", roles.reference)
-        found.append(RoleMemory("reference", roles.reference, footprint, apart("reference", roles.reference)))
+        levers = frozen_levers("reference", roles.reference)
+        found.append(RoleMemory("reference", roles.reference, footprint, levers))
     found.append(reward_role(config, sizes, length, device_bytes))
     found.append(
         engine_role("rollout", config.rollout, "rollout", config.model, sizes.origin, roles.rollout, device_bytes)
@@ -108,6 +114,8 @@ def reward_role(config: OnlineConfig, sizes: Sizes, length: int, device: int) ->
             footprint += replace(frozen(architecture, one.model, load, "scalar", placed), runtime=0)
             levers.append((f"{key}.micro_rows=1",))
             notes += about
+            if problem := partition_problem(one.model, placed.weights != "whole"):
+                problems.append(problem)
         elif isinstance(one, GuardRewardConfig) and one.model is not None:
             architecture, about = sizes.of(one.model)
             engine = engine_role("reward", one.rollout, f"{key}.rollout", one.model, architecture, placed, device)
@@ -115,31 +123,39 @@ def reward_role(config: OnlineConfig, sizes: Sizes, length: int, device: int) ->
             levers += engine.levers
             notes += [*about, *(f"guard: {note}" for note in engine.notes)]
             problems += [engine.problem] if engine.problem else []
-    levers += apart("reward", placed)
+    levers += frozen_levers("reward", placed)
     return RoleMemory("reward", placed, footprint, tuple(levers), tuple(notes), "; ".join(problems))
 
 
 def preference_roles(
     config: PreferenceConfig, device_bytes: int, read: Callable[[str], Architecture]
 ) -> list[RoleMemory]:
-    """Policy, reference and the engine of a DPO run, which answers when the other two are gone. Rows are pairs."""
+    """The roles that take part in a DPO run: policy, reference, and the engine when the other two are gone.
+
+    Rows are pairs.
+    """
     architecture, model, roles = read(config.model.path), config.model, config.roles
+    placed = {name: role for together in config.phases().values() for name, role in together.items()}
     answer = model.max_length - (architecture.image_tokens or 0)
     part, rows = config.policy, 2 * config.policy.micro_rows
     load = Load(rows, model.max_length, answer, model.attention, rows)
     footprint = learning(architecture, model, part.trainable, part.deepspeed, load, "policy", roles.policy)
-    levers = learner_levers("policy.", "policy.micro_rows", "roles.policy", part.micro_rows, roles.policy)
-    policy = RoleMemory("policy", roles.policy, footprint, (*levers, *apart("policy", roles.policy)))
-    rows = 2 * config.reference.micro_rows
-    footprint = frozen(
-        architecture, model, Load(rows, model.max_length, answer, model.attention, rows), "policy", roles.reference
-    )
-    levers = (("reference.micro_rows=1",), *apart("reference", roles.reference))
-    notes = ("it runs alone, before training",) if config.reference.source == "columns" else ()
-    reference = RoleMemory("reference", roles.reference, footprint, levers, notes)
-    alone = roles.rollout.model_copy(update={"colocate_with": None})
-    engine = engine_role("rollout", config.answers.engine, "answers.engine", model, architecture, alone, device_bytes)
-    return [policy, reference, replace(engine, notes=(*engine.notes, "it runs alone, before and after training"))]
+    levers = learner_levers("policy.", "policy.micro_rows", "roles.policy", part.micro_rows, roles.policy, model)
+    levers = (*levers, *apart("policy", roles.policy))
+    problem = partition_problem(model, part.deepspeed.zero_stage == 3)
+    found = [RoleMemory("policy", roles.policy, footprint, levers, problem=problem)]
+    if (reference := roles.reference) is not None and "reference" in placed:
+        rows = 2 * config.reference.micro_rows
+        load = Load(rows, model.max_length, answer, model.attention, rows)
+        footprint = frozen(architecture, model, load, "policy", reference)
+        levers = (("reference.micro_rows=1",), *frozen_levers("reference", reference))
+        notes = ("it runs alone, before training",) if config.reference.source == "columns" else ()
+        problem = partition_problem(model, reference.weights != "whole")
+        found.append(RoleMemory("reference", reference, footprint, levers, notes, problem))
+    if alone := placed.get("rollout"):
+        one = engine_role("rollout", config.answers.engine, "answers.engine", model, architecture, alone, device_bytes)
+        found.append(replace(one, notes=(*one.notes, "it runs alone, before and after training")))
+    return found
 
 
 def supervised_roles(config: SupervisedConfig, kind: Kind, read: Callable[[str], Architecture]) -> list[RoleMemory]:
@@ -148,8 +164,9 @@ def supervised_roles(config: SupervisedConfig, kind: Kind, read: Callable[[str],
     rows, length = config.batch.micro_rows * (2 if kind == "scalar" else 1), config.model.max_length
     load = Load(rows, length, length - (architecture.image_tokens or 0), config.model.attention, rows)
     footprint = learning(architecture, config.model, config.trainable, config.deepspeed, load, kind, config.workers)
-    levers = learner_levers("", "batch.micro_rows", "workers", config.batch.micro_rows, config.workers)
-    return [RoleMemory("workers", config.workers, footprint, levers)]
+    levers = learner_levers("", "batch.micro_rows", "workers", config.batch.micro_rows, config.workers, config.model)
+    problem = partition_problem(config.model, config.deepspeed.zero_stage == 3)
+    return [RoleMemory("workers", config.workers, footprint, levers, problem=problem)]
 
 
 def learning(
@@ -163,23 +180,32 @@ def learning(
 ) -> Footprint:
     """One rank of a role that learns. A frozen vision tower is whole on every rank, beside DeepSpeed."""
     on_gpu = placed.gpus > 0
-    states = model_states(split(architecture, trainable, kind), deepspeed, placed.ranks, model.dtype, on_gpu)
-    rest = Footprint(
-        activations=activations(architecture, load, trainable, kind, model.dtype), runtime=_runtime(on_gpu)
-    )
+    sizes = split(architecture, trainable, kind, model.quantise)
+    states = model_states(sizes, deepspeed, placed.ranks, model.dtype, on_gpu)
+    working = activations(architecture, load, trainable, kind, model.dtype)
+    working += dequantised(architecture, model.dtype, model.quantise)
+    rest = Footprint(activations=working, runtime=_runtime(on_gpu))
     if trainable.lora is not None and trainable.projector:  # its first state, for the reference inside the policy
         rest += Footprint(weights=WIDTHS[model.dtype] * architecture.count("projector"))
     return states + rest + (Footprint() if trainable.vision_tower else _tower(architecture, model, load))
 
 
-def frozen(architecture: Architecture, model: ModelConfig, load: Load, kind: Kind, placed: RoleConfig) -> Footprint:
-    """One rank of a role that never learns: a whole copy, forward passes only."""
-    states = Footprint(
-        weights=WIDTHS[model.dtype] * architecture.count("projector", "language", "lm_head"),
-        activations=activations(architecture, load, None, kind, model.dtype),
-        runtime=_runtime(placed.gpus > 0),
+def frozen(
+    architecture: Architecture, model: ModelConfig, load: Load, kind: Kind, placed: FrozenRoleConfig
+) -> Footprint:
+    """One rank of a role that never learns, forward passes only. Its tower is whole whatever `weights` says."""
+    working = activations(architecture, load, None, kind, model.dtype)
+    rest = Footprint(
+        activations=working + dequantised(architecture, model.dtype, model.quantise), runtime=_runtime(placed.gpus > 0)
     )
-    return states + _tower(architecture, model, load)
+    if placed.weights == "whole":
+        states = Footprint(weights=frozen_bytes(architecture, model.dtype, model.quantise))
+    else:
+        sizes = Split((), tuple(one.elements for one in architecture.of(["projector", "language", "lm_head"])))
+        stage = DeepSpeedConfig(zero_stage=3, offload=placed.weights == "offloaded")
+        # as on a CPU: without gradients there is no bucket of a fixed size to reduce them in
+        states = model_states(sizes, stage, placed.ranks, model.dtype, on_gpu=False)
+    return states + rest + _tower(architecture, model, load)
 
 
 def engine_role(
@@ -230,16 +256,25 @@ def _engine_levers(engine: RolloutConfig, key: str, role: str) -> tuple[Lever, .
     )
 
 
-def learner_levers(section: str, rows_key: str, placed_key: str, rows: int, placed: RoleConfig) -> tuple[Lever, ...]:
+def learner_levers(
+    section: str, rows_key: str, placed_key: str, rows: int, placed: RoleConfig, model: ModelConfig
+) -> tuple[Lever, ...]:
     """What may lower a learning role's memory, cheapest first; not every lever helps or is allowed."""
+    partition = () if model.quantise != "none" else ((f"{section}deepspeed.zero_stage=3",),)
     smaller = tuple((f"{rows_key}={size}",) for size in (rows // 2, rows // 4, 1) if 1 <= size < rows)
     return (
         *dict.fromkeys(smaller),
         (f"{section}trainable.gradient_checkpointing=true",),
-        (f"{section}deepspeed.zero_stage=3",),
+        *partition,
         *((f"{placed_key}.ranks={placed.ranks * factor}",) for factor in (2, 4, 8)),
         (f"{section}deepspeed.offload=true",),
     )
+
+
+def frozen_levers(role: str, placed: FrozenRoleConfig) -> tuple[Lever, ...]:
+    """What may lower the memory of a role that never learns, fastest first."""
+    fewer = () if placed.weights == "offloaded" else ((f"roles.{role}.weights=offloaded",),)
+    return (*apart(role, placed), *fewer)
 
 
 def apart(role: str, placed: RoleConfig) -> tuple[Lever, ...]:

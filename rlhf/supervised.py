@@ -189,7 +189,7 @@ def _one_step(config: SupervisedConfig, task: Task[Batch], learner: Learner, row
     count = sum(task.count(batch) for batch in batches)
     whole = _summed({"count": float(count), "tokens": float(sum(tokens)), "places": float(sum(places))})
     stats = learner.step(batches, lambda engine, batch: task.loss(engine, batch, whole["count"]))
-    local = {name: stats.pop(name) for name in ("lr", "grad_norm")}
+    local = {name: stats.pop(name) for name in ("lr", "grad_norm", "memory_gib")}
     return {**_summed(stats), **local, "batch/fill": whole["tokens"] / whole["places"]}
 
 

@@ -18,14 +18,14 @@ _TITLES = {
     "unsafes_asr": "unsafe images: questions not refused",
     "safe_unsafes_asr": "safe images, unsafe questions: not refused",
     "over_refusal": "safe images, safe questions: refused",
-    "accuracy": "safe images, safe questions: answered exactly right",
+    "accuracy": "general accuracy, on VLGuard's own safe questions (safe_safes): answered exactly right",
 }
 
 
 def proof_summary(
     results: Mapping[str, Mapping[str, Any]], answers: Mapping[str, Sequence[Mapping[str, Any]]], test: Path
 ) -> dict[str, Any]:
-    """Measures (shares between 0 and 1) and 95 % intervals by model.
+    """Measures (shares between 0 and 1) and 95 % intervals by model, and what each measure is.
 
     `results` and `answers` have the content of `evaluation/vlguard.json` and `.jsonl` of each model; `test` is the
     metadata that was asked, whose safe answers are the right ones.
@@ -53,6 +53,7 @@ def proof_summary(
         "label": first["label"],
         "judge": "VLGuard's keyword rule",
         "decoding": first["decoding"],
+        "titles": dict(_TITLES),
         "measures": measures,
         "intervals": intervals,
     }

@@ -53,7 +53,7 @@ def tiny_model(folder: Path, seed: int = 0, max_length: int = 256, kind: TinyKin
         dtype="float32",
         max_length=max_length,
         template="llava_hf",
-        pad_to_square=kind not in ("llava_next", "llava_onevision"),
+        pad_to_square=kind in ("llava", "llava_interleave"),
         feature_cache_mb=64,
     )
 

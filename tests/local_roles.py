@@ -146,8 +146,9 @@ class LocalGenerator:
         return Done(self.engine.generate(prompts, sampling))
 
     def sync(self, version: int) -> SyncReport:
-        named = self.policy.module.backbone.vlm.named_parameters()  # type: ignore[union-attr, operator]
-        bucket = pack([(to_hub(name), tensor) for name, tensor in named if tensor.requires_grad])
+        backbone: Any = self.policy.module.backbone
+        named, names = backbone.vlm.named_parameters(), backbone.family.names
+        bucket = pack([(to_hub(name, names), tensor) for name, tensor in named if tensor.requires_grad])
         self.engine.begin_update(version)
         self.engine.load_bucket(bucket)
         return SyncReport(version, 0.01, bucket.data.nbytes / 1e6, self.engine.finish_update(), 0.0)

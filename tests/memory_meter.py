@@ -101,6 +101,7 @@ class Subject:
                 "template": "llava_hf",
                 "attention": attention,
                 "feature_cache_mb": 64,
+                "pad_to_square": sizes.kind in ("llava", "llava_interleave"),
             }
         )
         self.trainable = TrainableConfig(gradient_checkpointing=checkpointing, lora=lora) if trains else None

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rlhf.advantages import token_rewards
@@ -32,7 +32,16 @@ class GRPOConfig(OnPolicyConfig):
     kl_coefficient: float = Field(default=0.04, ge=0)
     """Weight of the KL to the reference in the loss."""
     kl_estimator: Estimator = "k3"
-    """KL per token: k3 (never negative) as in the paper, or k1."""
+    """KL per token: k3 (never negative) as in the paper. k1 only without its weight, to be logged."""
+
+    @model_validator(mode="after")
+    def _kl_has_a_gradient(self) -> GRPOConfig:
+        if self.kl_estimator == "k1" and self.kl_coefficient:
+            raise ValueError(
+                "kl_estimator=k1 in the loss pushes nowhere: the gradient of log p averages to zero over p's own "
+                "tokens; use k3, or kl_coefficient=0"
+            )
+        return self
 
     @property
     def answers_per_prompt(self) -> int:
@@ -52,7 +61,7 @@ def estimate(experience: Experience, config: GRPOConfig, kl_coefficient: float) 
     check_finite(experience)
     mask = experience.response_mask
     kl = token_kl(experience.old_logprobs, experience.reference_logprobs, config.kl_estimator)
-    scores = shaped_scores(experience.scores, experience.truncated, config)
+    scores = shaped_scores(experience, config)
     groups = grouped(scores, config.group_size)
     spread = groups.std(dim=1, correction=0, keepdim=True)
     relative = groups - groups.mean(dim=1, keepdim=True)

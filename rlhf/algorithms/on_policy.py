@@ -36,10 +36,12 @@ class OnPolicyConfig(Config):
     """Rows per optimizer step over all ranks; must divide the rows of an iteration."""
     truncation_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the score of an answer that did not end with EOS."""
+    length_penalty: float = Field(default=0.0, ge=0)
+    """Subtracted from the score for every token of the answer, EOS included (score units per token)."""
     reward_bias: float = 0.0
     """Added to every score."""
     score_clip: float | None = Field(default=None, gt=0)
-    """Clip scores to +- this, before bias and penalty."""
+    """Clip scores to +- this, before bias and penalties."""
     importance_cap: float | None = Field(default=2.0, gt=0)
     """Weigh tokens by min(p_learner / p_engine, this), to correct for the engine's own arithmetic; null: do not."""
 
@@ -74,11 +76,17 @@ class RewardKLConfig(OnPolicyConfig):
         return make_controller(self.kl_controller, self.kl_coefficient, self.kl_target, self.kl_horizon)
 
 
-def shaped_scores(scores: Tensor, truncated: Tensor, config: OnPolicyConfig) -> Tensor:
-    """Scores [B] clipped, then biased, then lowered where `truncated` [B] bool (seed trap T12)."""
+def shaped_scores(experience: Experience, config: OnPolicyConfig) -> Tensor:
+    """Scores [B] clipped, then biased, then lowered where the answer was truncated and by its length in tokens.
+
+    Source: seed section 8, row 16, whose penalties are zero; trap T12.
+    """
+    scores = experience.scores
     if config.score_clip is not None:
         scores = scores.clamp(-config.score_clip, config.score_clip)
-    return scores + config.reward_bias - config.truncation_penalty * truncated.to(scores.dtype)
+    tokens = experience.response_mask.sum(dim=1).to(scores.dtype)  # [B]
+    cut = experience.truncated.to(scores.dtype)  # [B]
+    return scores + config.reward_bias - config.truncation_penalty * cut - config.length_penalty * tokens
 
 
 def policy_loss(

@@ -49,7 +49,7 @@ def estimate(experience: Experience, config: RLOOConfig, kl_coefficient: float) 
     check_finite(experience)
     mask = experience.response_mask
     kl = token_kl(experience.old_logprobs, experience.reference_logprobs, config.kl_estimator)
-    scores = shaped_scores(experience.scores, experience.truncated, config)
+    scores = shaped_scores(experience, config)
     rewards = token_rewards(kl, scores, mask, kl_coefficient)
     returns = rewards.sum(dim=1)  # [B]
     groups = grouped(returns, config.group_size)

@@ -1,31 +1,57 @@
 """The hub's `meta_files` (seed page 1.5): what the parquet files of SPA-VL do not say.
 
-Classes of an image, the question type of a pair, and which response models gave an answer. Texts are kept as digests:
-the answers of twelve models take gigabytes, their digests some tens of megabytes.
+Classes of an image, the question type of a pair, and which response models gave an answer. Files are streamed, and
+texts are kept as digests: the answers of twelve models take gigabytes, their digests some ten megabytes.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from rlhf.data.rows import Row, read_json, text_of
+import numpy as np
+
+from rlhf.data.json_stream import is_text, stream_rows
+from rlhf.data.rows import Row, text_of
 from rlhf.data.spa_vl_labels import RESPONSE_MODELS, normal_question_type
 from rlhf.errors import ConfigError, DataError, RowError
 
 _KEYS = ("class1", "class2", "class3")
 
 
+class Names:
+    """Which of at most 16 names belong to a digest: sorted arrays of ten bytes a digest, where a dict takes 150."""
+
+    def __init__(self, names: tuple[str, ...], found: Iterable[tuple[int, int]]) -> None:
+        """`found` are digests with the place of a name that belongs to each; a digest may come again."""
+        keys, bits = array("Q"), array("H")
+        for key, place in found:
+            keys.append(key)
+            bits.append(1 << place)
+        order = np.argsort(np.array(keys, dtype=np.uint64), kind="stable")
+        self._names = names
+        self._keys, starts = np.unique(np.array(keys, dtype=np.uint64)[order], return_index=True)
+        self._bits = np.bitwise_or.reduceat(np.array(bits, dtype=np.uint16)[order], starts)
+
+    def of(self, key: int) -> list[str]:
+        """The names of a digest, in the order of all names."""
+        place = int(np.searchsorted(self._keys, np.uint64(key)))
+        if place == len(self._keys) or self._keys[place] != key:
+            return []
+        return [name for bit, name in enumerate(self._names) if int(self._bits[place]) >> bit & 1]
+
+
 @dataclass(frozen=True)
 class MetaFiles:
-    """The tables, looked up by the bare name of an image. Build them with `load`."""
+    """The tables, looked up by the bare name of an image. Build them with `load`, once: workers are given them."""
 
     classes: dict[str, set[tuple[str, ...]]]
-    types: dict[bytes, set[str]]
-    models: dict[bytes, int]  # digest of (image, question, answer) -> one bit per model
+    types: Names  # of (image, question, chosen answer)
+    models: Names  # of (image, question, answer)
 
     @staticmethod
     def files(folder: Path, with_models: bool) -> list[Path]:
@@ -45,17 +71,9 @@ class MetaFiles:
                 classes[name].add(tuple(text_of(row, key) for key in _KEYS))
             except RowError as error:
                 raise DataError(error.reason, source=str(meta), row=index) from None
-        types: dict[bytes, set[str]] = defaultdict(set)
-        for keyword, path in prefer_files(folder).items() if with_types else ():
-            for row, name in _rows(path):
-                types[_digest(name, str(row.get("question")), str(row.get("chosen")))].add(keyword)
-        models: dict[bytes, int] = defaultdict(int)
-        for path in _answer_files(folder) if with_models else ():
-            for row, name in _rows(path):
-                for bit, model in enumerate(RESPONSE_MODELS):
-                    if isinstance(row.get(model), str):
-                        models[_digest(name, str(row.get("question")), row[model])] |= 1 << bit
-        return cls(dict(classes), dict(types), dict(models))
+        prefer = prefer_files(folder) if with_types else {}
+        answers = _answer_files(folder) if with_models else []
+        return cls(dict(classes), Names(tuple(prefer), _typed(prefer)), Names(RESPONSE_MODELS, _answered(answers)))
 
     def classes_of(self, image: str) -> tuple[str, ...]:
         """class1 to class3 as meta.json spells them. Raises RowError when it does not say them, or more than once."""
@@ -66,16 +84,15 @@ class MetaFiles:
 
     def type_of(self, image: str, question: str, chosen: str) -> str:
         """The question type of a pair. Raises RowError when prefer/*.json does not say it, or more than one."""
-        found = self.types.get(_digest(PurePosixPath(image).name, question, chosen), set())
+        found = self.types.of(_digest(PurePosixPath(image).name, question, chosen))
         if len(found) != 1:
             names = ", ".join(sorted(found)) or "none"
             raise RowError(f"the question type is not clear: prefer/*.json with this image, question, answer: {names}")
-        return next(iter(found))
+        return found[0]
 
     def models_of(self, image: str, question: str, answer: str) -> list[str]:
         """The response models that gave this very answer; empty where model_answer was not read or has no match."""
-        bits = self.models.get(_digest(PurePosixPath(image).name, question, answer), 0)
-        return [model for bit, model in enumerate(RESPONSE_MODELS) if bits >> bit & 1]
+        return self.models.of(_digest(PurePosixPath(image).name, question, answer))
 
 
 def prefer_files(folder: Path) -> dict[str, Path]:
@@ -99,9 +116,8 @@ def check_model_columns(folder: Path, wanted: tuple[str, ...]) -> None:
     """Raise ConfigError unless every wanted response model is a column of model_answer/*.json."""
     columns: set[str] = set()
     for path in _answer_files(folder):
-        rows = read_json(path)
-        first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
-        if not {"image", "question"} <= first.keys():
+        first = next(stream_rows(path), None)
+        if not isinstance(first, dict) or not {"image", "question"} <= first.keys():
             raise ConfigError([f"subset.response_models: rows of {path} need the keys image and question"])
         columns |= first.keys() & set(RESPONSE_MODELS)
     if missing := [model for model in wanted if model not in columns]:
@@ -125,19 +141,32 @@ def _answer_files(folder: Path) -> list[Path]:
     return files
 
 
-def _rows(path: Path) -> list[tuple[Row, str]]:
+def _typed(files: dict[str, Path]) -> Iterator[tuple[int, int]]:
+    """The digest of every preferred answer, with the place of its file."""
+    for place, path in enumerate(files.values()):
+        for row, name in _rows(path):
+            yield _digest(name, str(row.get("question")), str(row.get("chosen"))), place
+
+
+def _answered(files: list[Path]) -> Iterator[tuple[int, int]]:
+    """The digest of every answer, with the place of the model that gave it."""
+    for path in files:
+        for row, name in _rows(path):
+            for place, model in enumerate(RESPONSE_MODELS):
+                if isinstance(row.get(model), str):
+                    yield _digest(name, str(row.get("question")), row[model]), place
+
+
+def _rows(path: Path) -> Iterator[tuple[Row, str]]:
     """Rows with the bare name of their image."""
-    rows: Any = read_json(path)
-    if not isinstance(rows, list):
-        raise DataError(f"expected a JSON list of rows, found {type(rows).__name__}", source=str(path))
-    named = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(stream_rows(path)):
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
             raise DataError("expected an object with key 'image'", source=str(path), row=index)
-        named.append((row, PurePosixPath(row["image"]).name))
-    return named
+        if not all(is_text(value) for value in row.values() if isinstance(value, str)):
+            raise DataError("not UTF-8", source=str(path), row=index)
+        yield row, PurePosixPath(row["image"]).name
 
 
-def _digest(*texts: str) -> bytes:
+def _digest(*texts: str) -> int:
     plain = (" ".join(text.replace("<image>", " ").split()) for text in texts)
-    return hashlib.sha256("\0".join(plain).encode()).digest()[:12]
+    return int.from_bytes(hashlib.sha256("\0".join(plain).encode()).digest()[:8], "big")

@@ -28,6 +28,7 @@ from rlhf.errors import ConfigError, DataError, ImageError, RowError
 from rlhf.ledger import write_whole
 
 MANIFEST = "manifest.json"
+_NAMED = 3  # files that an error names
 _KINDS = {error.__name__: error for error in (DataError, RowError, ImageError)}
 _ROW_KEYS = ("id", "image", "question", "chosen", "rejected", "class1", "class2", "class3")
 
@@ -77,7 +78,7 @@ def write_prepared(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     index = _read_index(parts, prepared.subset, RejectedRows(partial / "rejected.jsonl"), max_rejected_share)
-    chosen = _choose(index, prepared.subset)
+    chosen = _choose(index, prepared)
     counts, by_class = _write_rows(partial, parts, index, chosen)
     image_count = _link_images(partial, parts, index, chosen, images)
     _write(partial / "config.json", {keyword: f"{keyword}.json" for keyword in counts})
@@ -99,6 +100,12 @@ def write_prepared(
     _write(partial / MANIFEST, manifest)
     partial.rename(folder)
     return manifest
+
+
+def named(files: Sequence[str]) -> str:
+    """Some files in words: the first ones by name."""
+    more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+    return ", ".join(files[:_NAMED]) + more
 
 
 def file_hash(path: Path) -> dict[str, Any]:
@@ -147,8 +154,8 @@ def _read_index(parts: Sequence[Path], subset: SubsetConfig, rejected: RejectedR
     return index
 
 
-def _choose(index: _Index, subset: SubsetConfig) -> set[int]:
-    problems = []
+def _choose(index: _Index, prepared: Prepared) -> set[int]:
+    subset, problems = prepared.subset, []
     for level, labels in subset.classes.items():
         known = {label_key(label): label for label in index.labels[level]}
         for label in labels:
@@ -157,7 +164,8 @@ def _choose(index: _Index, subset: SubsetConfig) -> set[int]:
                 problems.append(f"subset.{level}: no row has {label!r}; nearest: {', '.join(nearest)}")
     left = len(index.left)
     lost = {**index.filtered, **index.rejected}
-    why = f"{left} of {index.total} rows are left" + (f" (dropped: {lost})" if lost else "")
+    files = named([source["name"] for source in prepared.sources])
+    why = f"{left} of {index.total} rows of {files} are left" + (f" (dropped: {lost})" if lost else "")
     if not problems and left == 0:
         problems.append(f"subset: {why}; widen its filters")
     elif not problems and subset.size is not None and subset.size > left:

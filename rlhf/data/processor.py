@@ -19,7 +19,8 @@ from rlhf.batch import Example, Prompt, TokenBatch
 from rlhf.config import ModelConfig, resolve
 from rlhf.data.images import image_size, load_image, pad_to_square
 from rlhf.data.template import IMAGE_TAG, TEMPLATES, render
-from rlhf.errors import ConfigError, MaskedRowError, PromptTooLongError, RowError
+from rlhf.errors import ConfigError, ImageError, MaskedRowError, PromptTooLongError, RowError
+from rlhf.models.adapters import check_adapter
 from rlhf.models.families import FAMILIES, Family, ImageSize, family_of
 
 
@@ -32,13 +33,16 @@ class TokenRow:
     image: str | None
 
 
-def check_architecture(config: ModelConfig) -> None:
-    """Raise ConfigError unless `config.path` is of a known family in transformers' layout, naming what it is."""
+def check_architecture(config: ModelConfig, key: str = "model") -> None:
+    """Raise ConfigError unless `config.path` is of a known family in transformers' layout, naming what it is.
+
+    `key` is what `config` is called in the configuration.
+    """
     from transformers import PretrainedConfig
 
     path = resolve(config.path)
     if Path(path).is_absolute() and not (Path(path) / "config.json").exists():
-        raise ConfigError([f"model.path: {path} holds no model; run the stage that writes it first"])
+        raise ConfigError([f"{key}.path: {path} holds no model; run the stage that writes it first"])
     content, _ = PretrainedConfig.get_config_dict(path)
     kind = content.get("model_type", "")
     if kind in FAMILIES:
@@ -48,7 +52,7 @@ def check_architecture(config: ModelConfig) -> None:
     if kind == "llava_llama":  # written by the original LLaVA code, as SPA-VL's checkpoints are
         remedy = f"convert it first: jobs/convert_llava.py direction=to_hub source={path} target=<new folder>"
     raise ConfigError(
-        [f"model.path: {path} is a {kind or 'nameless'} model ({found}), which is not supported: {remedy}"]
+        [f"{key}.path: {path} is a {kind or 'nameless'} model ({found}), which is not supported: {remedy}"]
     )
 
 
@@ -59,31 +63,36 @@ class Processor:
     """Decoded images that an engine may keep, because training asks about the same ones again."""
 
     def __init__(self, tokenizer: Any, image_processor: Any, family: Family, config: ModelConfig) -> None:
-        """Raises ConfigError for squares where the family crops images in their own proportions."""
-        if family.crops_images and config.pad_to_square:
+        """Raises ConfigError for squares where the family sees images in their own proportions."""
+        if family.keeps_proportions and config.pad_to_square:
             raise ConfigError(
-                [f"model.pad_to_square: {family.architecture} crops images in their own proportions; set it to false"]
+                [f"model.pad_to_square: {family.architecture} sees images in their own proportions; set it to false"]
             )
         self.tokenizer, self.image_processor, self.family, self.config = tokenizer, image_processor, family, config
         red, green, blue = (int(255 * mean) for mean in image_processor.image_mean)
         self.mean_colour = (red, green, blue)
         self._sizes: dict[str, ImageSize] = {}
         self.template = TEMPLATES[config.template]
-        self.image_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TAG)
+        self.image_id: int = tokenizer.convert_tokens_to_ids(family.placeholder)
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._reserved = tuple(dict.fromkeys([IMAGE_TAG, *tokenizer.all_special_tokens]))
+        self._reserved = tuple(dict.fromkeys([IMAGE_TAG, family.placeholder, *tokenizer.all_special_tokens]))
 
     @classmethod
-    def load(cls, config: ModelConfig) -> Self:
-        """Read tokenizer and image processor of `config.path` (nothing else of the model is loaded)."""
+    def load(cls, config: ModelConfig, key: str = "model") -> Self:
+        """Read tokenizer and image processor of `config.path` (nothing else of the model is loaded).
+
+        Raises ConfigError for a model or an adapter that cannot be used; `key` is what `config` is called in the
+        configuration.
+        """
         from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-        check_architecture(config)
+        check_architecture(config, key)
+        check_adapter(config, f"{key}.adapter")
         path = resolve(config.path)
-        family = family_of(AutoConfig.from_pretrained(path))
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        return cls(tokenizer, AutoImageProcessor.from_pretrained(path), family, config)
+        image_processor = AutoImageProcessor.from_pretrained(path)
+        family = family_of(AutoConfig.from_pretrained(path), image_processor)
+        return cls(AutoTokenizer.from_pretrained(path), image_processor, family, config)
 
     @property
     def tokens_per_image(self) -> int | None:
@@ -95,7 +104,7 @@ class Processor:
 
         `context` is the engine's where that is shorter than the model's.
         """
-        rendered = self._render([*prompt.history, (prompt.question, None)], prompt.image)
+        rendered = self._render([*prompt.history, (prompt.question, None)], prompt.image, prompt.begun)
         ids, _ = self._encode(rendered.text, (), prompt.image)
         limit = min(context or self.config.max_length, self.config.max_length)
         if len(ids) > limit - max_new_tokens:
@@ -175,8 +184,8 @@ class Processor:
         return self._sizes[path]
 
     def pixels(self, path: str) -> Tensor:
-        """[3, H, W] or, of a family that crops images, [crops, 3, H, W]; float32, normalised."""
-        return self.image_processor(self.image(path), return_tensors="pt")["pixel_values"][0]
+        """Those of one image, float32, normalised, in the shape that `Family.pixels` says."""
+        return self.family.pixels(self.image_processor(self.image(path), return_tensors="pt"))
 
     def model_inputs(self, path: str) -> dict[str, Tensor]:
         """An image as transformers' own forward takes it beside ids, as a batch of one."""
@@ -202,11 +211,16 @@ class Processor:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def _image_tokens(self, image: str | None) -> int:
-        return self.family.image_tokens(self.image_size(image)) if image is not None else 0
+        if image is None:
+            return 0
+        try:
+            return self.family.image_tokens(self.image_size(image))
+        except ValueError as error:
+            raise ImageError(str(error), source=image) from error
 
-    def _render(self, turns: Sequence[tuple[str, str | None]], image: str | None) -> Any:
-        eos = self.tokenizer.eos_token
-        return render(self.template, turns, has_image=image is not None, eos=eos, reserved=self._reserved)
+    def _render(self, turns: Sequence[tuple[str, str | None]], image: str | None, begun: str = "") -> Any:
+        eos, tag = self.tokenizer.eos_token, "" if image is None else self.family.image_tag
+        return render(self.template, turns, image_tag=tag, eos=eos, reserved=self._reserved, begun=begun)
 
     def _row(self, turns: Sequence[tuple[str, str | None]], image: str | None, source: str) -> TokenRow:
         ids, counted = self._tokens(turns, image, source)

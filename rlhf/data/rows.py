@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from rlhf.data.images import verify_image
+from rlhf.data.json_stream import is_text
 from rlhf.data.rejected import RejectedRows
 from rlhf.errors import DataError, ImageError, RowError
 
@@ -15,6 +17,7 @@ Row = dict[str, Any]
 Record = TypeVar("Record")
 
 IMAGE_TAG = "<image>"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
@@ -23,11 +26,36 @@ def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
     Raises DataError when the file is missing, not UTF-8 or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=pairs_hook)
+        return decoded(path.read_text(encoding="utf-8-sig"), pairs_hook)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", source=str(path)) from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise DataError(f"not JSON: {error}", source=str(path)) from None
+
+
+def decoded(text: str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """JSON read. Raises ValueError for what is none, and for what is nested more deeply than can be read."""
+    try:
+        return json.loads(text, object_pairs_hook=pairs_hook)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for every half of a character: JSON can escape one ("\\ud800"), and no file can hold it."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Lines that are not blank with their numbers from 0. A line feed ends a line, and not U+2028, which JSON may hold.
+
+    Raises DataError when the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", source=str(path)) from None
+    return [(number, line) for number, line in enumerate(lines) if line.strip()]
 
 
 def read_rows(path: Path, parse: Callable[[Row], Record], rejected: RejectedRows) -> list[Record]:
@@ -54,16 +82,10 @@ def read_json_rows(path: Path, parse: Callable[[Row, int], Record], rejected: Re
 
     Raises DataError when the file cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}", source=str(path)) from None
     records = []
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
-            row = json.loads(line)
+            row = decoded(line)
             if not isinstance(row, dict):
                 raise RowError(f"expected an object, found {type(row).__name__}")
             records.append(parse(row, number))
@@ -83,7 +105,15 @@ def text_of(row: Row, key: str) -> str:
         raise RowError(f"{key!r} must be a string, found {type(value).__name__}")
     if not value.strip():
         raise RowError(f"{key!r} is empty")
+    if not is_text(value):
+        raise RowError(f"{key!r} has half a character (a lone surrogate), which no file can hold")
     return value.strip()
+
+
+def id_of(row: Row) -> str:
+    """The row's id as text, which is an integer or a string that is not blank. Raises RowError."""
+    value = row.get("id")
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text_of(row, "id")
 
 
 def without_image_tag(text: str) -> tuple[str, int]:

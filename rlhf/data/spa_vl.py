@@ -51,8 +51,8 @@ def read_prompts(
     return read_rows(path, parse, rejected)
 
 
-def read_keyword_config(config_path: str, keywords: Sequence[str]) -> list[tuple[str, Path]]:
-    """The JSON files of the selected keywords, in the given order, from a flat map keyword -> path.
+def read_keyword_config(config_path: str, keywords: Sequence[str] | None) -> list[tuple[str, Path]]:
+    """The JSON files of the selected keywords, in the given order, from a flat map keyword -> path; None selects all.
 
     Relative paths are relative to the config file. Raises ConfigError: not a ".json" file, not such a map, a keyword
     that the map holds twice, no or repeated keywords, two keywords of one file (its rows would be used twice), or an
@@ -68,29 +68,32 @@ def read_keyword_config(config_path: str, keywords: Sequence[str]) -> list[tuple
     if not isinstance(pairs, _Pairs) or not all(isinstance(value, str) for _, value in pairs):
         raise ConfigError([f"keyword config {config_path}: expected a flat map from keyword to JSON path"])
     problems = [
-        f"keyword config {config_path}: keyword {name!r} stands for {' and for '.join(files)}; rename or remove one"
+        f"keyword config {config_path}: keyword {name!r} stands for {' and for '.join(named)}; rename or remove one"
         for name in dict(pairs)
-        if len(files := [value for key, value in pairs if key == name]) > 1
+        if len(named := [value for key, value in pairs if key == name]) > 1
     ]
     table = dict(pairs)
+    files = {keyword: path.parent / file for keyword, file in table.items()}
+    real = {keyword: file.resolve() for keyword, file in files.items()}  # a file has many names, through links too
+    given, keywords = "" if keywords is None else "data.keywords: ", tuple(table) if keywords is None else keywords
     for keyword in dict.fromkeys(keywords):
         if keywords.count(keyword) > 1:
             problems.append(
-                f"data.keywords: {keyword!r} of {config_path} is given {keywords.count(keyword)} times; name it once"
+                f"{given}{keyword!r} of {config_path} is given {keywords.count(keyword)} times; name it once"
             )
         if keyword not in table:
             nearest = difflib.get_close_matches(keyword, list(table), n=len(table), cutoff=0.0)
             problems.append(f"unknown keyword {keyword!r} in {config_path}; known: {', '.join(nearest)}")
-        elif twins := [one for one in dict.fromkeys(keywords) if one < keyword and table.get(one) == table[keyword]]:
+        elif twins := [one for one in dict.fromkeys(keywords) if one < keyword and real.get(one) == real[keyword]]:
             problems.append(
-                f"data.keywords: {twins[0]!r} and {keyword!r} of {config_path} are the same file, {table[keyword]}; "
+                f"{given}{twins[0]!r} and {keyword!r} of {config_path} are the same file, {real[keyword]}; "
                 "name one of them, or its rows would be used twice"
             )
     if not keywords:
         problems.append(f"no keyword was selected from {config_path}; known: {', '.join(table)}")
     if problems:
         raise ConfigError(problems)
-    return [(keyword, path.parent / table[keyword]) for keyword in keywords]
+    return [(keyword, files[keyword]) for keyword in keywords]
 
 
 def load_pairs(
@@ -102,9 +105,17 @@ def load_pairs(
 
 
 def load_prompts(
-    config_path: str, keywords: Sequence[str], image_root: Path, rejected: RejectedRows, *, check_images: bool = True
+    config_path: str,
+    keywords: Sequence[str] | None,
+    image_root: Path,
+    rejected: RejectedRows,
+    *,
+    check_images: bool = True,
 ) -> list[Prompt]:
-    """The prompts of all selected keywords, concatenated in the order of `keywords`. Errors as in the two readers."""
+    """The prompts of all selected keywords, concatenated in the order of `keywords`; None selects all of the map.
+
+    Errors as in the two readers.
+    """
     read = partial(read_prompts, image_root=image_root, rejected=rejected, check_images=check_images)
     return _concatenate(read, config_path, keywords)
 
@@ -113,7 +124,7 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object as it stands in the file; a dict would keep the last of two equal keys and say nothing."""
 
 
-def _concatenate(read: Callable[..., list[Record]], config_path: str, keywords: Sequence[str]) -> list[Record]:
+def _concatenate(read: Callable[..., list[Record]], config_path: str, keywords: Sequence[str] | None) -> list[Record]:
     files = read_keyword_config(config_path, keywords)
     return [record for keyword, path in files for record in read(path, keyword=keyword)]
 

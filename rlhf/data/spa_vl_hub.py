@@ -18,9 +18,10 @@ from pydantic import Field, model_validator
 
 from rlhf.config import Config, resolve
 from rlhf.data.images import verify_image
+from rlhf.data.json_stream import Span, is_text, plan_spans, read_span
 from rlhf.data.meta_files import MetaFiles, prefer_files
 from rlhf.data.parts import aside, write_part
-from rlhf.data.rows import Row, read_json, text_of, without_image_tag
+from rlhf.data.rows import Row, text_of, without_image_tag
 from rlhf.data.spa_vl_labels import image_path, normal_label
 from rlhf.errors import ConfigError, DataError, ImageError, RowError
 
@@ -80,6 +81,8 @@ class Unit:
     group: int  # row group; -1 for JSON
     first_row: int  # within the file
     rows: int
+    start: int  # JSON: first byte in the file, and the byte after the last; parquet: 0
+    end: int
     first_id: int  # over all files: ids depend neither on filters nor on the order of conversion
 
 
@@ -88,9 +91,10 @@ def plan_units(source: SourceConfig) -> list[Unit]:
     slices = list(_parquet_slices(source) if source.parquet else _json_slices(source))
     units: list[Unit] = []
     total = 0
-    for path, keyword, group, first_row, rows in slices:
-        units.append(Unit(len(units), path, keyword, group, first_row, rows, total))
-        total += rows
+    for path, keyword, group, span in slices:
+        place = (span.first_row, span.rows, span.start, span.end)
+        units.append(Unit(len(units), path, keyword, group, *place, total))
+        total += span.rows
     if source.expected_rows not in (None, total):
         raise ConfigError(
             [
@@ -127,20 +131,25 @@ def parquet_files(source: SourceConfig) -> list[Path]:
     return files
 
 
+def read_meta(source: SourceConfig, with_models: bool) -> MetaFiles | None:
+    """What the meta files say beyond the rows, if there are any; `with_models`: also who gave an answer.
+
+    Raises DataError for a table that is malformed.
+    """
+    if source.meta_files is None:
+        return None
+    look_up_types = bool(source.parquet) and source.knows_question_types
+    return MetaFiles.load(Path(resolve(source.meta_files)), look_up_types, with_models)
+
+
 class Converter:
     """Converts units, called once for each with its fields; a callable class, as Ray Data's actors want it.
 
-    `parts` gets one file of JSON lines per unit, `images` the image files by SHA-256. With `with_models`, rows say
-    which response models gave their answers.
+    `parts` gets one file of JSON lines per unit, `images` the image files by SHA-256. `meta` is what `read_meta` gives.
     """
 
-    def __init__(self, source: SourceConfig, parts: Path, images: Path, with_models: bool = False) -> None:
-        self._source, self._parts, self._images = source, parts, images
-        self._meta = None
-        if source.meta_files is not None:
-            look_up_types = bool(source.parquet) and source.knows_question_types
-            self._meta = MetaFiles.load(Path(resolve(source.meta_files)), look_up_types, with_models)
-        self._json: tuple[str, list[Row]] = ("", [])
+    def __init__(self, source: SourceConfig, parts: Path, images: Path, meta: MetaFiles | None) -> None:
+        self._source, self._parts, self._images, self._meta = source, parts, images, meta
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Convert one unit unless its part is there; returns its number and rows."""
@@ -152,9 +161,7 @@ class Converter:
 
     def _rows(self, unit: Unit) -> Iterator[Any]:
         if unit.group < 0:
-            if self._json[0] != unit.path:
-                self._json = (unit.path, read_json(Path(unit.path)))
-            yield from self._json[1][unit.first_row : unit.first_row + unit.rows]
+            yield from read_span(Path(unit.path), Span(unit.start, unit.end, unit.first_row, unit.rows))
             return
         import pyarrow.parquet
 
@@ -166,6 +173,8 @@ class Converter:
         try:
             if not isinstance(row, dict):
                 raise RowError(f"expected an object, found {type(row).__name__}")
+            if not all(is_text(value) for value in row.values() if isinstance(value, str)):
+                raise RowError("not UTF-8")
             return {"id": unit.first_id + offset, **self._record(unit, row)}
         except DataError as error:
             where = {"source": unit.path, "row": unit.first_row + offset}
@@ -239,7 +248,7 @@ def store_image(data: bytes, images: Path, name: str) -> str:
     return digest
 
 
-def _parquet_slices(source: SourceConfig) -> Iterator[tuple[str, str, int, int, int]]:
+def _parquet_slices(source: SourceConfig) -> Iterator[tuple[str, str, int, Span]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -260,17 +269,14 @@ def _parquet_slices(source: SourceConfig) -> Iterator[tuple[str, str, int, int, 
             first = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
-                yield str(path), keyword, group, first, rows
+                yield str(path), keyword, group, Span(0, 0, first, rows)
                 first += rows
 
 
-def _json_slices(source: SourceConfig) -> Iterator[tuple[str, str, int, int, int]]:
+def _json_slices(source: SourceConfig) -> Iterator[tuple[str, str, int, Span]]:
     for keyword, path in prefer_files(Path(resolve(source.meta_files or ""))).items():
-        rows = read_json(path)
-        if not isinstance(rows, list):
-            raise DataError(f"expected a JSON list of rows, found {type(rows).__name__}", source=str(path))
-        for first in range(0, len(rows), _JSON_UNIT_ROWS):
-            yield str(path), keyword, -1, first, min(_JSON_UNIT_ROWS, len(rows) - first)
+        for span in plan_spans(path, _JSON_UNIT_ROWS):
+            yield str(path), keyword, -1, span
 
 
 def _image_name(row: Row, embedded: bool) -> str:

@@ -1,7 +1,7 @@
 """VLGuard's metadata: one JSON list of rows in two shapes, checked key by key, and what a file holds.
 
 Source: VLGuard seed page, sections 1.1 (shapes) and 1.2 (counts). Ids are strings even where they are digits, the order
-of keys says nothing, and a key too many is as wrong as one that is missing.
+of keys says nothing, and a key too many or a category of another list is as wrong as a key that is missing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,13 @@ from rlhf.errors import DataError, RowError
 
 SAFE_KEYS = frozenset({"id", "image", "safe", "instr-resp"})
 UNSAFE_KEYS = SAFE_KEYS | {"harmful_category", "harmful_subcategory"}
+CATEGORIES = {
+    "privacy": ("personal data",),
+    "risky behavior": ("professional advice", "political", "sexually explicit", "violence"),
+    "deception": ("disinformation",),
+    "discrimination": ("sex", "race", "other"),
+}
+"""Harmful categories with their subcategories."""
 _UNSAFE_PAIRS = (frozenset({"instruction", "response"}),)
 _PLACEHOLDERS = ("n/a", "na", "none", "not applicable")  # section 6, trap 8
 _SAFE_PAIRS = (frozenset({"safe_instruction", "response"}), frozenset({"unsafe_instruction", "response"}))
@@ -121,9 +128,9 @@ def _row(row: Row, index: int) -> GuardRow:
     image = PurePosixPath(row["image"])
     if image.is_absolute() or ".." in image.parts:
         raise RowError(f"image path {row['image']!r} must stay below the image folder")
-    labels = [_label(row, key) for key in ("harmful_category", "harmful_subcategory")] if not safe else ["", ""]
+    category, subcategory = ("", "") if safe else _labels(row)
     pairs = _pairs(row["instr-resp"], _SAFE_PAIRS if safe else _UNSAFE_PAIRS)
-    return GuardRow(index, row["id"], row["image"], safe, labels[0], labels[1], pairs)
+    return GuardRow(index, row["id"], row["image"], safe, category, subcategory, pairs)
 
 
 def _pairs(value: Any, shapes: tuple[frozenset[str], ...]) -> tuple[Pair, ...]:
@@ -151,11 +158,14 @@ def _pairs(value: Any, shapes: tuple[frozenset[str], ...]) -> tuple[Pair, ...]:
     return tuple(found_pairs)
 
 
-def _label(row: Row, key: str) -> str:
-    value = row[key]
-    if not isinstance(value, str) or not value.strip() or value != value.strip().lower():
-        raise RowError(f"{key!r} must be a lower-case string, found {value!r}")
-    return value
+def _labels(row: Row) -> tuple[str, str]:
+    category, subcategory = row["harmful_category"], row["harmful_subcategory"]
+    if not isinstance(category, str) or category not in CATEGORIES:
+        raise RowError(f"'harmful_category' is {category!r}; there are {', '.join(CATEGORIES)}")
+    if subcategory not in CATEGORIES[category]:
+        known = ", ".join(CATEGORIES[category])
+        raise RowError(f"'harmful_subcategory' is {subcategory!r}; of {category!r} there are {known}")
+    return category, subcategory
 
 
 def _same_keys(found: Row, wanted: frozenset[str], what: str) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from rlhf.data.rows import IMAGE_TAG
 from rlhf.data.vlguard import GuardRow
-from rlhf.errors import RowError
+from rlhf.errors import ConfigError, DataError
 
 
 def convert(
@@ -23,10 +24,16 @@ def convert(
 
     One generator, seeded once, shuffles each safe row's pairs in turn: seed 0 gives the published order. The image tag
     stands directly before the first question. `image_prefix` is put before every image path, for an image root that
-    other data share. Raises RowError, naming `source` and the row, for a text that cannot be trained on.
+    other data share. Raises DataError, naming `source` and all rows, where texts cannot be trained on, and ConfigError
+    for a prefix that leads out of that root.
     """
+    prefix = PurePosixPath(image_prefix)
+    if prefix.is_absolute() or ".." in prefix.parts:
+        raise ConfigError([f"image_prefix: {image_prefix!r} must stay below the image folder"])
+    if problems := [f"\n  row {row.index}, id {row.id}: {one}" for row in rows for one in _problems(row)]:
+        raise DataError(f"{len(problems)} texts cannot be trained on; mend them:{''.join(problems)}", source=source)
     draws = random.Random(seed)
-    return [_conversation(row, draws, image_prefix, source) for row in rows]
+    return [_conversation(row, draws, image_prefix) for row in rows]
 
 
 def conversation_counts(conversations: Sequence[dict[str, Any]]) -> dict[str, int]:
@@ -35,18 +42,20 @@ def conversation_counts(conversations: Sequence[dict[str, Any]]) -> dict[str, in
     return {"conversations": len(conversations), "two_turns": turns[2], "four_turns": turns[4]}
 
 
-def _conversation(row: GuardRow, draws: random.Random, prefix: str, source: str) -> dict[str, Any]:
+def _problems(row: GuardRow) -> Iterator[str]:
+    for pair in row.pairs:
+        if IMAGE_TAG in pair.instruction or IMAGE_TAG in pair.response:
+            yield f"the {pair.kind} or its answer has an {IMAGE_TAG} tag; remove it"
+        if not pair.response.strip():
+            yield f"the answer to the {pair.kind} is empty: nothing to imitate; remove the row"
+
+
+def _conversation(row: GuardRow, draws: random.Random, prefix: str) -> dict[str, Any]:
     pairs = list(row.pairs)
     if row.safe:
         draws.shuffle(pairs)
     turns: list[dict[str, str]] = []
     for pair in pairs:
-        for value in (pair.instruction, pair.response):
-            if IMAGE_TAG in value:
-                raise RowError(f"a text of id {row.id} has an {IMAGE_TAG} tag; remove it", source=source, row=row.index)
-        if not pair.response.strip():
-            reason = f"the answer to the {pair.kind} of id {row.id} is empty: nothing to imitate; remove the row"
-            raise RowError(reason, source=source, row=row.index)
         tag = "" if turns else IMAGE_TAG
         turns += [{"from": "human", "value": f"{tag}{pair.instruction}"}, {"from": "gpt", "value": pair.response}]
     labels = {} if row.safe else {"harmful_category": row.category, "harmful_subcategory": row.subcategory}

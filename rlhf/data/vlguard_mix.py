@@ -27,7 +27,7 @@ class Mixture:
 
     helpful: int = 0
     safety: int = 0
-    pool: int = 0  # helpful rows that a sample was drawn from: the first of each id, and no id of a safety row
+    pool: int = 0  # helpful rows that a sample was drawn from: those without an id of a safety row
     renamed: dict[str, str] = field(default_factory=dict)  # new id -> the id that was taken
 
     @property
@@ -41,11 +41,14 @@ def read_safety(path: Path, rows: int | None, hold_out: Sequence[str], seed: int
     """The conversations of a converted VLGuard file, in file order: without categories, then at most so many rows.
 
     Smaller numbers of rows are contained in larger ones of the same seed. Safe images have no category, so holding one
-    out removes unsafe images only. Raises ConfigError for a category or number that the file does not have.
+    out removes unsafe images only. Raises ConfigError for a category or number that the file does not have, DataError
+    for a file of anything else.
     """
     content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(row, dict) and "conversations" in row for row in content):
         raise DataError("expected conversations; convert with jobs/prepare_vlguard.py first", source=str(path))
+    if (nameless := next((place for place, row in enumerate(content) if "id" not in row), None)) is not None:
+        raise RowError("key 'id' is missing", source=str(path), row=nameless)
     names = {row["harmful_category"] for row in content if "harmful_category" in row}
     if unknown := sorted(set(hold_out) - names):
         known = ", ".join(sorted(names))
@@ -65,7 +68,8 @@ def mix(
     """Write the helpful rows in file order and, once, the safety rows behind them; every id stands once.
 
     `helpful_rows` is how many are drawn without replacement, by `seed` and nested in larger samples; None takes all.
-    The rows of a repeated or taken id are no candidates of a sample, and get a new id where all are taken. Raises
+    A row with the id of a safety row is no candidate of a sample. Rows that share an id are: LLaVA's instruction data
+    have one id for all conversations about an image, so all but the first that is taken get a new one. Raises
     ConfigError for a sample larger than its pool, RowError for a row that is no conversation.
     """
     made = Mixture()
@@ -75,7 +79,7 @@ def mix(
         wanted = _sample(helpful, source, helpful_rows, seed, taken, made)
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{output.name}.partial")
-    used: set[str] = set()
+    used: dict[str, int] = {}
     with draft.open("w", encoding="utf-8") as file:
         if helpful is not None and helpful_rows != 0:
             for index, row in _rows(helpful, source):
@@ -94,15 +98,10 @@ def _sample(path: Path, source: Source, count: int, seed: int, taken: set[str], 
     """The places of the drawn rows."""
     if count == 0:
         return set()
-    seen, pool = set(taken), []
-    for index, row in _rows(path, source):
-        identifier = str(row["id"])
-        if identifier not in seen:
-            seen.add(identifier)
-            pool.append(index)
+    pool = [index for index, row in _rows(path, source) if str(row["id"]) not in taken]
     made.pool = len(pool)
     if count > len(pool):
-        raise ConfigError([f"helpful_rows: {count} are asked for, {path} has {len(pool)} with ids of their own"])
+        raise ConfigError([f"helpful_rows: {count} are asked for, {path} has {len(pool)} without a safety row's id"])
     return nested_subset(pool, count, seed)
 
 
@@ -134,13 +133,15 @@ def _from_alpaca(row: Any, index: int) -> Row:
     return {"id": f"alpaca_{index}", "conversations": turns}
 
 
-def _with_own_id(row: Row, used: set[str], made: Mixture) -> Row:
+def _with_own_id(row: Row, used: dict[str, int], made: Mixture) -> Row:
+    """The row, with "#2" and so on behind an id that was used; `used` has the last such number of every id."""
     name = identifier = str(row["id"])
-    number = 1
+    number = used.get(identifier, 0)
     while name in used:
         number += 1
         name = f"{identifier}#{number}"
-    used.add(name)
+    used[name] = 1
+    used[identifier] = max(number, 1)
     if name == identifier:
         return row
     made.renamed[name] = identifier

@@ -10,7 +10,7 @@ import csv
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf.batch import Prompt
 from rlhf.config import Config, resolve
@@ -19,6 +19,7 @@ from rlhf.errors import ConfigError, DataError, RowError
 from rlhf.evaluation.benchmark import Item
 
 ROWS = 520
+Mode = Literal["vanilla", "suffix"]
 
 
 class AdvBenchConfig(Config):
@@ -26,10 +27,15 @@ class AdvBenchConfig(Config):
 
     path: str
     """CSV file with the columns goal and target (harmful_behaviors.csv)."""
-    modes: tuple[Literal["vanilla", "suffix"], ...] = Field(default=("vanilla",), min_length=1)
+    modes: tuple[Mode, ...] = Field(default=("vanilla",), min_length=1)
     """vanilla asks the goal; suffix appends an adversarial suffix to it."""
     suffixes: str | None = None
     """Text file for mode suffix: one line for all goals, or one line per goal. Not shipped: find one for your model."""
+
+    @field_validator("modes")
+    @classmethod
+    def _once_each(cls, modes: tuple[Mode, ...]) -> tuple[Mode, ...]:
+        return tuple(dict.fromkeys(modes))
 
     @model_validator(mode="after")
     def _suffix_is_given(self) -> AdvBenchConfig:
@@ -52,7 +58,7 @@ def read_advbench(config: AdvBenchConfig, rejected: RejectedRows) -> list[Item]:
     path = Path(resolve(config.path))
     goals = _goals(path)
     items = []
-    for mode in dict.fromkeys(config.modes):
+    for mode in config.modes:
         suffixes = _suffixes(Path(resolve(str(config.suffixes))), len(goals)) if mode == "suffix" else [""] * len(goals)
         for number, (goal, suffix) in enumerate(zip(goals, suffixes, strict=True)):
             if not goal:
@@ -76,7 +82,7 @@ def _goals(path: Path) -> list[str]:
 
 def _suffixes(path: Path, goals: int) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")  # a suffix may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot be read: {error}", source=str(path)) from None
     if len(lines) == 1:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from rlhf.batch import Completion, Prompt
 from rlhf.evaluation.safety import EvaluationRow, exact_match, is_refusal, summarise
 from rlhf.evaluation.statistics import wilson_interval
+from rlhf.ledger import write_whole
 from rlhf.roles import Pending, Reward, Rollout
 from rlhf.rollout.base import Sampling
 
@@ -43,16 +44,19 @@ def evaluate(
     ]
 
 
-def record(folder: Path, moment: str, rows: Sequence[EvaluationRow], label: str) -> dict[str, Any]:
-    """Write `evaluation/<moment>.jsonl` and add `moment` ("before" or "after") to `evaluation/summary.json`.
+def is_recorded(folder: Path, moment: str) -> bool:
+    """Whether `record` came to its end for this moment."""
+    return _answers_file(folder, moment).exists()
 
+
+def record(folder: Path, moment: str, rows: Sequence[EvaluationRow], label: str) -> dict[str, Any]:
+    """Add `moment` ("before" or "after") to `evaluation/summary.json`, then write `evaluation/<moment>.jsonl`.
+
+    Each file is there whole or not at all, and the second one only if the first has the moment (`is_recorded`).
     Returns the summary, with a 95 % Wilson interval beside every rate.
     """
     target = folder / "evaluation"
     target.mkdir(parents=True, exist_ok=True)
-    with (target / f"{moment}.jsonl").open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(_line(row), ensure_ascii=False) + "\n")
     path = target / "summary.json"
     summary: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"label": label, "intervals": {}}
     numbers = summarise(rows)
@@ -62,8 +66,14 @@ def record(folder: Path, moment: str, rows: Sequence[EvaluationRow], label: str)
         for rate, count in RATES.items()
         if numbers[count]
     }
-    path.write_text(json.dumps(summary, indent=2))
+    write_whole(path, json.dumps(summary, indent=2))
+    lines = (json.dumps(_line(row), ensure_ascii=False) + "\n" for row in rows)
+    write_whole(_answers_file(folder, moment), "".join(lines))
     return summary
+
+
+def _answers_file(folder: Path, moment: str) -> Path:
+    return folder / "evaluation" / f"{moment}.jsonl"
 
 
 def _line(row: EvaluationRow) -> dict[str, Any]:

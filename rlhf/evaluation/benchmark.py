@@ -6,7 +6,6 @@ record repeats them.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -121,11 +120,6 @@ def row_line(judged: JudgedItem, conditions: Conditions) -> dict[str, Any]:
     if judged.baseline:
         line["baseline"] = judged.baseline
     return {**line, **asdict(conditions)}
-
-
-def class_label(value: str) -> str:
-    """A class label of SPA-VL with its white space normalised ("...ToxicityHarms" lacks one on the hub)."""
-    return " ".join(re.sub(r"(?<=[a-z])Harms$", " Harms", value.strip()).split())
 
 
 def _record(measure: Measure, judged: Sequence[JudgedItem]) -> dict[str, Any]:

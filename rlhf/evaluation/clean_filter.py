@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +23,13 @@ from rlhf.config import Config, resolve
 from rlhf.data.json_stream import Span, read_span
 from rlhf.data.rows import without_image_tag
 from rlhf.errors import ConfigError, DataError
+from rlhf.evaluation.asking import PATIENCE, Patience
 from rlhf.evaluation.judges import Case, Judge, JudgeConfig, Judgement, build_judge, judge_all
 from rlhf.evaluation.safety import is_refusal
 from rlhf.ledger import Ledger
 
 PHRASES_FILE = Path(__file__).parent / "unsafe_phrases.yaml"
+_LISTS = ("removed", "unclear", "silent")
 _DONE = "unit"  # the ledger's entry for a unit that is finished
 
 
@@ -35,18 +37,22 @@ class CleanerConfig(Config):
     """Who says whether a sample is unsafe."""
 
     kind: Literal["words", "openai"] = "words"
-    """words: a rule model, offline. openai: a guard model behind any OpenAI-compatible endpoint."""
+    """words: a rule model, offline. openai: a guard, or any other model, behind an OpenAI-compatible endpoint."""
     phrases: str | None = None
     """words: YAML file from category to lower-case phrases; unset: a small embedded list."""
     judge: JudgeConfig | None = None
-    """openai: the endpoint, as everywhere (kind openai)."""
+    """openai: the judge, as everywhere (kind llama_guard, guard or openai)."""
     image_root: str | None = None
-    """Folder that image paths are relative to, where a judge sees images; unset: text only."""
+    """Folder that image paths are relative to, for a judge that is sent images."""
 
     @model_validator(mode="after")
     def _judge_is_given(self) -> CleanerConfig:
-        if self.kind == "openai" and (self.judge is None or self.judge.kind != "openai"):
-            raise ConfigError(["cleaner.judge: kind openai needs judge.kind=openai with base_url and model"])
+        if self.kind == "words":
+            return self
+        if self.judge is None or not self.judge.is_model:
+            raise ConfigError(["cleaner.judge: kind openai needs a judge of kind llama_guard, guard or openai"])
+        if self.judge.send_images and self.image_root is None:
+            raise ConfigError(["cleaner.image_root: the judge is sent images (judge.send_images); name their folder"])
         return self
 
 
@@ -100,11 +106,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What became of a unit's rows: those in neither list are safe."""
+    """What became of a unit's rows: those in no list are safe.
+
+    Rows on which the judge was `silent` stay, as unclear ones do, and are asked about when the unit is scored again.
+    """
 
     rows: int
     removed: list[Finding]
     unclear: list[Finding]
+    silent: list[Finding]
 
 
 def score_unit(
@@ -114,15 +124,17 @@ def score_unit(
     ledger: Ledger,
     concurrency: int | None = None,
     image_root: Path | None = None,
+    patience: Patience | None = None,
 ) -> Scored:
     """Score a span of a LLaVA file. A sample is unsafe if any of its turns is; every turn is judged once.
 
     With `concurrency`, judged turns are in `ledger` one by one; the unit as a whole is there when it is finished, and
-    then it is not read again. A row that is no conversation, or on which the judge is unclear, stays and is listed.
-    Raises JudgeError; what was judged until then is kept.
+    then it is not read again, unless the judge was silent on a row of it. A row that is no conversation, or on which
+    the judge is unclear or silent, stays and is listed. Raises JudgeError where the judge refuses or is silent longer
+    than `patience` bears; what was judged until then is kept.
     """
-    if _DONE in ledger.entries:
-        return _restored(ledger.entries[_DONE])
+    if _DONE in ledger.entries and not (before := _restored(ledger.entries[_DONE])).silent:
+        return before
     cases: dict[int, list[Case]] = {}
     names: dict[int, str] = {}
     unclear: list[Finding] = []
@@ -137,18 +149,21 @@ def score_unit(
     asked = [case for found in cases.values() for case in found]
     if concurrency is None:  # a rule is quicker than writing down what it said
         verdicts = iter([judge.judge(case.prompt, case.response) for case in asked])
-    else:  # a finished unit is not scored again, so a judge that was silent for a moment must not pass its rows
-        verdicts = iter(judge_all(judge, asked, ledger, concurrency, lambda _: None, patience=1))
+    else:
+        verdicts = iter(judge_all(judge, asked, ledger, concurrency, lambda _: None, patience))
     removed: list[Finding] = []
+    silent: list[Finding] = []
     for index, mine in cases.items():
         said = [next(verdicts) for _ in mine]
         bad = [one for one in said if one.verdict == "unsafe"]
         lost = [one for one in said if one.verdict not in ("unsafe", "safe")]
         if bad:
             removed.append(Finding(index, names[index], bad[0].reason))
+        elif quiet := [one for one in lost if one.silent]:
+            silent.append(Finding(index, names[index], f"the judge is silent: {quiet[0].reason}"))
         elif lost:
             unclear.append(Finding(index, names[index], f"the judge is unclear: {lost[0].reason}"))
-    done = Scored(span.rows, removed, sorted(unclear, key=lambda one: one.row))
+    done = Scored(span.rows, removed, sorted(unclear, key=lambda one: one.row), silent)
     ledger.add(_DONE, _entry(done))
     return done
 
@@ -160,12 +175,16 @@ class UnitScorer:
         self._path, self._folder = path, folder
         self._judge, self._concurrency = build_cleaner(config)
         self._image_root = Path(resolve(config.image_root)) if config.image_root else None
+        # as if behind others: a unit may have one row, and that be too long
+        self._patience = Patience(settled=PATIENCE)
 
     def __call__(self, unit: Mapping[str, int]) -> dict[str, int]:
         """Score one unit, given by the fields of its span."""
         span = Span(**{name: int(unit[name]) for name in ("start", "end", "first_row", "rows")})
         with self.ledger(span) as ledger:
-            done = score_unit(self._path, span, self._judge, ledger, self._concurrency, self._image_root)
+            done = score_unit(
+                self._path, span, self._judge, ledger, self._concurrency, self._image_root, self._patience
+            )
         return {"rows": done.rows, "removed": len(done.removed)}
 
     def ledger(self, span: Span) -> Ledger:
@@ -173,7 +192,7 @@ class UnitScorer:
         return Ledger(self._folder / f"{span.first_row:09d}", {"judge": self._judge.name})
 
     def finished(self, spans: Sequence[Span]) -> dict[Span, Scored]:
-        """The units that need no more work."""
+        """The units that were scored, those with rows on which the judge was silent included."""
         found = {}
         for span in spans:
             entry = self.ledger(span).entries.get(_DONE)
@@ -212,10 +231,8 @@ def _turns(row: Any) -> Iterator[tuple[str, str]]:
 
 
 def _entry(done: Scored) -> dict[str, Any]:
-    lists = {name: [[one.row, one.id, one.reason] for one in getattr(done, name)] for name in ("removed", "unclear")}
-    return {"rows": done.rows, **lists}
+    return {"rows": done.rows, **{name: [[*astuple(one)] for one in getattr(done, name)] for name in _LISTS}}
 
 
 def _restored(entry: Mapping[str, Any]) -> Scored:
-    removed, unclear = ([Finding(*one) for one in entry[name]] for name in ("removed", "unclear"))
-    return Scored(entry["rows"], removed, unclear)
+    return Scored(entry["rows"], *([Finding(*one) for one in entry.get(name, ())] for name in _LISTS))

@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from rlhf.batch import Prompt
 from rlhf.config import Config, ModelConfig, resolve
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import ImageFolder, Row, UniqueIds, read_rows, text_of, without_image_tag
+from rlhf.data.spa_vl_labels import normal_label
 from rlhf.errors import ConfigError, DataError, RowError
-from rlhf.evaluation.benchmark import Item, class_label
+from rlhf.evaluation.benchmark import Item
+from rlhf.rollout.base import ignored_by_engines
 
 ROWS = 265  # of each half: 5 for each of 53 leaf classes
 CLASSES = ("class1", "class2", "class3")
@@ -38,6 +42,12 @@ class HelpEvalConfig(HarmEvalConfig):
     baseline: ModelConfig
     """The model to compare with, usually the one before alignment; it answers the same prompts in the same way."""
 
+    @model_validator(mode="after")
+    def _engine_can_load_it(self) -> HelpEvalConfig:
+        if problems := ignored_by_engines(self.baseline, "helpeval.baseline"):
+            raise ConfigError(problems)
+        return self
+
 
 def read_harmeval(
     config: HarmEvalConfig, source: str, image_folder: Path, rejected: RejectedRows, kind: str = ""
@@ -45,7 +55,8 @@ def read_harmeval(
     """The items of one half with groups class1 to class3; ids are "source:id", or the row number where rows have none.
 
     Images of a parquet file are written into `image_folder`. Bad rows go to `rejected`. Raises DataError for an
-    unusable file, ConfigError for a JSON file without an image root.
+    unusable file, a parquet file without the hub's columns among them, ConfigError for a JSON file without an image
+    root.
     """
     path = Path(resolve(config.path))
     if path.suffix == ".parquet":
@@ -70,7 +81,7 @@ def _item(row: Row, identifier: str, image: str | None, kind: str) -> Item:
     question, tags = without_image_tag(text_of(row, "question"))
     if tags > (0 if image is None else 1) or not question:
         raise RowError(f"the question has {tags} <image> tag(s) for {0 if image is None else 1} image, or no text")
-    groups = {name: class_label(text_of(row, name)) for name in CLASSES if row.get(name) is not None}
+    groups = {name: normal_label(text_of(row, name)) for name in CLASSES if row.get(name) is not None}
     answer = text_of(row, "answer") if "answer" in row else ""
     prompt = Prompt(identifier, question, image, kind=kind, category=groups.get("class1", ""), answer=answer)
     return Item(prompt, groups)
@@ -78,7 +89,7 @@ def _item(row: Row, identifier: str, image: str | None, kind: str) -> Item:
 
 def _read_parquet(path: Path, source: str, image_folder: Path, rejected: RejectedRows, kind: str) -> list[Item]:
     items = []
-    for number, row in enumerate(_parquet_rows(path)):
+    for number, row in enumerate(_parquet_rows(path, source)):
         try:
             items.append(_item(row, f"{source}:{number}", _store_image(row["image"], image_folder), kind))
         except DataError as error:
@@ -86,18 +97,25 @@ def _read_parquet(path: Path, source: str, image_folder: Path, rejected: Rejecte
     return items
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, source: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except (OSError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"not a parquet file: {error}", source=str(path)) from None
+        raise DataError(
+            f"not a parquet file: {error}; mend {source}.path, or download it again", source=str(path)
+        ) from None
     with file:
-        missing = [name for name in ("image", "question") if name not in file.schema_arrow.names]
+        found = file.schema_arrow.names
+        missing = [name for name in ("image", "question", *CLASSES) if name not in found]
         if missing:
-            raise DataError(f"column(s) missing: {', '.join(missing)}", source=str(path))
+            raise DataError(
+                f"column(s) missing: {', '.join(missing)} (found: {', '.join(found)}); set {source}.path to the hub's "
+                "parquet file of the split, or to JSON rows",
+                source=str(path),
+            )
         for batch in file.iter_batches(batch_size=_BATCH):
             yield from batch.to_pylist()
 

@@ -15,11 +15,13 @@ from pydantic import Field, model_validator
 
 from rlhf.batch import Prompt
 from rlhf.config import Config
-from rlhf.errors import ConfigError
-from rlhf.evaluation.asking import PATIENCE, ask_all
+from rlhf.errors import ConfigError, ImageError, JudgeError
+from rlhf.evaluation.asking import Patience, ask_all
 from rlhf.evaluation.safety import exact_match, is_refusal
 from rlhf.evaluation.vlguard_refusal import RefusalConfig
+from rlhf.guard.policy_config import PolicyConfig
 from rlhf.ledger import Ledger
+from rlhf.openai_chat import OpenAIChat
 
 Verdict = Literal["unsafe", "safe", "invalid", "win", "tie", "lose"]
 
@@ -30,6 +32,8 @@ class Judgement:
 
     verdict: Verdict
     reason: str
+    silent: bool = False
+    """Invalid because the judge gave no answer at all; not kept, so that a repeated command asks again."""
 
 
 class Judge(Protocol):
@@ -49,31 +53,54 @@ class Judge(Protocol):
 class JudgeConfig(Config):
     """Who judges."""
 
-    kind: Literal["rules", "keywords", "openai"] = "rules"
-    """rules: refusal phrases, offline. keywords: VLGuard's published list, offline. openai: a model behind any
-    OpenAI-compatible endpoint."""
+    kind: Literal["rules", "keywords", "openai", "llama_guard", "guard"] = "rules"
+    """rules: refusal phrases, offline. keywords: VLGuard's published list, offline. The others are models behind any
+    OpenAI-compatible endpoint: openai is asked with a prompt of ours, llama_guard with the bare conversation, guard
+    (one that learned to judge answers) as the reward of that kind asks it."""
     refusals: RefusalConfig = RefusalConfig()
     base_url: str | None = None
-    """openai: the endpoint, for example "http://localhost:8000/v1"."""
+    """A model's endpoint, for example "http://localhost:8000/v1"."""
     model: str | None = None
-    """openai: the model's name at the endpoint. A guard that answers "safe" or "unsafe" alone is understood too."""
+    """The model's name at the endpoint."""
     api_key_variable: str = "OPENAI_API_KEY"
-    """openai: the environment variable that holds the key; the key itself is never written anywhere."""
+    """The environment variable that holds the endpoint's key; the key itself is never written anywhere."""
     send_images: bool = False
-    """openai: also send the prompt's image. Questions and answers leave the machine in any case."""
+    """Also send the prompt's image, which kind guard needs. Questions and answers leave the machine in any case."""
+    policy: PolicyConfig = PolicyConfig()
+    """guard: what is unsafe."""
+    constrained: bool = True
+    """guard: have the endpoint hold answers to the policy's JSON (`response_format`); our own server cannot."""
     max_tokens: int = Field(default=512, ge=1)
-    """openai: budget of one judgement."""
+    """Budget of one judgement."""
     concurrency: int = Field(default=8, ge=1)
     """Judgements under way at the same time."""
     timeout_seconds: float = Field(default=60.0, gt=0)
-    """openai: patience with one request."""
+    """Patience with one request."""
     retries: int = Field(default=5, ge=0)
-    """openai: further tries after a timeout, a refused connection, or status 408, 429 or 5xx."""
+    """Further tries after a timeout, a refused connection, or status 408, 429 or 5xx."""
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is asked over HTTP."""
+        return self.kind not in ("rules", "keywords")
+
+    def chat(self, first_pause: float = 0.5) -> OpenAIChat:
+        """A client of the model's endpoint."""
+        return OpenAIChat(
+            self.base_url or "",
+            self.model or "",
+            self.api_key_variable,
+            self.timeout_seconds,
+            self.retries,
+            self.max_tokens,
+            first_pause,
+        )
 
     @model_validator(mode="after")
     def _endpoint_is_named(self) -> JudgeConfig:
-        missing = [f"judge.{key}: kind openai needs it" for key in ("base_url", "model") if not getattr(self, key)]
-        if self.kind == "openai" and missing:
+        needed = ("base_url", "model", *(("send_images",) if self.kind == "guard" else ()))
+        missing = [f"judge.{key}: kind {self.kind} needs it" for key in needed if not getattr(self, key)]
+        if self.is_model and missing:
             raise ConfigError(missing)
         return self
 
@@ -113,9 +140,13 @@ def build_judge(config: JudgeConfig) -> Judge:
         from rlhf.evaluation.keyword_judge import KeywordJudge
 
         return KeywordJudge(config.refusals)
-    from rlhf.evaluation.openai_judge import OpenAIJudge
+    if config.kind == "openai":
+        from rlhf.evaluation.openai_judge import OpenAIJudge
 
-    return OpenAIJudge(config)
+        return OpenAIJudge(config)
+    from rlhf.evaluation.guard_judges import GuardJudge, LlamaGuardJudge
+
+    return LlamaGuardJudge(config) if config.kind == "llama_guard" else GuardJudge(config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +172,19 @@ def judge_all(
     ledger: Ledger,
     concurrency: int,
     tell: Callable[[int], None],
-    patience: int = PATIENCE,
+    patience: Patience | None = None,
 ) -> list[Judgement]:
     """Judgements in the order of `cases`; each is in `ledger` as soon as it is made and is not asked for again.
 
-    A case on which the judge's endpoint stays silent after all tries is invalid, and asked again by a repeated command.
-    `tell` hears how many are done. Raises JudgeError where the endpoint refuses, or is silent `patience` times in a row
-    or on everything; what was judged until then is kept.
+    A case on which the judge stays silent, or whose image it cannot be shown, is invalid, and asked again by a repeated
+    command. `tell` hears how many are done. Raises JudgeError where the endpoint refuses, or is silent longer than
+    `patience` bears, which is this call's own if unset; what was judged until then is kept.
     """
     todo = {case.key: partial(_ask, judge, case) for case in cases if case.key not in ledger.entries}
     done = len({case.key for case in cases}) - len(todo)
-    lost = ask_all(todo, ledger, concurrency, tell, done, patience)
+    lost = ask_all(todo, ledger.add, concurrency, patience or Patience(settled=done), tell)
     return [
-        Judgement("invalid", lost[case.key]) if case.key in lost else Judgement(**ledger.entries[case.key])
+        Judgement("invalid", lost[case.key], silent=True) if case.key in lost else Judgement(**ledger.entries[case.key])
         for case in cases
     ]
 
@@ -170,6 +201,9 @@ def _help_rank(prompt: Prompt, response: str) -> int:
 
 
 def _ask(judge: Judge, case: Case) -> dict[str, Any]:
-    if case.other is None:
-        return asdict(judge.judge(case.prompt, case.response))
-    return asdict(judge.compare(case.prompt, case.response, case.other))
+    try:
+        if case.other is None:
+            return asdict(judge.judge(case.prompt, case.response))
+        return asdict(judge.compare(case.prompt, case.response, case.other))
+    except ImageError as error:
+        raise JudgeError(str(error), silent=True) from error

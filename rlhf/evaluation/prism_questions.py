@@ -19,26 +19,11 @@ from rlhf.config import Config, resolve
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.rows import ImageFolder, Row, read_json_rows, text_of
 from rlhf.errors import RowError
-from rlhf.evaluation.prism import Task, category_of, task_of
+from rlhf.evaluation.prism import Task, category_of, published_task, task_of
 from rlhf.scrub.taxonomy import Attribute
 
 Size = Literal["small", "large"]
 TASKS: tuple[Task, ...] = ("refusal_soft", "refusal_hard", "implicit_leakage")
-PUBLISHED: dict[Task, tuple[str, ...]] = {
-    "refusal_soft": (
-        *("05bd2c2f77027991", "f0c72fb6ada36c94", "0530878770938be7", "1940d320919da9a1", "bbd0871921426fa1"),  # v1
-        *("f3a5e1f1a8cca1dc", "a84e15c45e840071", "2504b84e67a87f90", "6d5dff0d5a69a816", "a296d14eed2c99b4"),  # v2
-    ),
-    "refusal_hard": (
-        "42dee70b448da9ac",
-        "f1d6beb13d05613c",
-        "5f8b0ba8024512d3",
-        "74f8c3f3690d19a9",
-        "e0418d9546e37dbe",
-    ),
-    "implicit_leakage": ("b27c9a33ef4b120e", "f37b07b927f6c142", "63be69778014149a"),
-}
-"""First 16 digits of the sha256 of every published prompt."""
 
 
 class PrismFiles(Config):
@@ -68,7 +53,7 @@ class Question:
     @property
     def published(self) -> bool:
         """Whether its wording is the published one."""
-        return hashlib.sha256(self.prompt.question.encode()).hexdigest()[:16] in PUBLISHED[self.task]
+        return published_task(self.prompt.question) == self.task
 
 
 def read_questions(files: PrismFiles, rejected: RejectedRows) -> list[Question]:

@@ -5,7 +5,7 @@ Source: VLGuard seed page, sections 4.1 (subsets), 4.4 (ASR) and 4.5 (answer fil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,38 +113,6 @@ def mean_harmfulness(asr: Mapping[str, float | None]) -> float | None:
 def seed_results(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, str]:
     """The published answer file: image path to text. Of answers to one image the last remains, as it does there."""
     return {one.row.image: text for one, text in zip(questions, answers, strict=True)}
-
-
-@dataclass(frozen=True, slots=True)
-class Matched:
-    """Answers of a file put to the questions of a subset; `missing` and `extra` are named by the file's own key."""
-
-    questions: list[Question]
-    answers: list[str]
-    missing: list[str]
-    extra: list[str]
-
-
-def match(questions: Sequence[Question], answers: Mapping[Any, str], key: Callable[[Question], list[Any]]) -> Matched:
-    """Find each question's answer under the first of its keys that the file has.
-
-    Rows that share a key (an image, in the published format) share its answer and are counted one by one.
-    """
-    found, texts, missing, used = [], [], [], set()
-    for one in questions:
-        names = key(one)
-        name = next((name for name in names if name in answers), None)
-        if name is None:
-            missing.append(_shown(names[0]))
-            continue
-        used.add(name)
-        found.append(one)
-        texts.append(answers[name])
-    return Matched(found, texts, missing, [_shown(name) for name in answers if name not in used])
-
-
-def _shown(name: Any) -> str:
-    return name if isinstance(name, str) else str(name[0])
 
 
 def _rate(found: Sequence[bool]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ and a number made with one of them does not compare with a published one.
 from __future__ import annotations
 
 import re
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class RefusalMatcher:
         self._equal = frozenset(lists["equal"])
         able = [phrase for phrase in self.phrases if phrase == phrase.lower()]  # the text is lower-cased
         self.effective = tuple(one for one in able if not any(other != one and other in one for other in able))
-        self._able = tuple(able)
+        self._looked_for = tuple(able) if self.config.word_boundaries else self.effective
 
     @property
     def name(self) -> str:
@@ -59,11 +59,8 @@ class RefusalMatcher:
             lowered = lowered.translate(_APOSTROPHES)
         if lowered in self._equal:
             return lowered
-        if self.config.word_boundaries:
-            match = self._words.search(lowered)
-            return match[0] if match else None
-        for phrase in self.effective:  # a phrase that contains another one adds nothing
-            if phrase in lowered:
+        for phrase in self._looked_for:  # anywhere, a phrase that contains another one adds nothing
+            if phrase in lowered and (not self.config.word_boundaries or _whole(phrase).search(lowered)):
                 return phrase
         return None
 
@@ -71,7 +68,8 @@ class RefusalMatcher:
         """Whether the text counts as a refusal."""
         return self.phrase(text) is not None
 
-    @cached_property
-    def _words(self) -> re.Pattern[str]:
-        longest = sorted(self._able, key=len, reverse=True)
-        return re.compile("|".join(rf"(?<!\w){re.escape(phrase)}(?!\w)" for phrase in longest))
+
+@cache
+def _whole(phrase: str) -> re.Pattern[str]:
+    """One phrase as whole words; all of them in one pattern would take a hundred times as long as looking for each."""
+    return re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)")

@@ -2,7 +2,8 @@
 
 Source: VLGuard seed page, section 4.6. The published rule asks once with ours first, under the identifier m, and only
 the reply "m" is a win: other words, other letters and refusals to judge are losses. `swap` asks in both orders instead;
-a preference that changes with the order is a tie.
+a preference that changes with the order is a tie. The judge is greedy, so that a run can be repeated; the published
+script left the temperature to its endpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pydantic import Field
 
 from rlhf.config import Config
 from rlhf.errors import EndpointError, JudgeError
-from rlhf.evaluation.asking import ask_all
+from rlhf.evaluation.asking import Patience, ask_all
 from rlhf.evaluation.statistics import wilson_interval
 from rlhf.ledger import Ledger
 from rlhf.openai_chat import OpenAIChat
@@ -144,7 +145,8 @@ def choose(
     orders = (True, False) if judge.config.swap else (True,)
     wanted = {_key(one, order): (one, order) for one in comparisons for order in orders}
     todo = {key: partial(_ask, judge, *asked) for key, asked in wanted.items() if key not in ledger.entries}
-    lost = ask_all(todo, ledger, judge.config.concurrency, tell, len(wanted) - len(todo))
+    patience = Patience(settled=len(wanted) - len(todo))
+    lost = ask_all(todo, ledger.add, judge.config.concurrency, patience, tell)
 
     def chosen(one: Comparison) -> Choice:
         keys = [_key(one, order) for order in orders]
@@ -168,6 +170,7 @@ def win_rate(comparisons: Sequence[Comparison], choices: Sequence[Choice]) -> di
         "rule": "both orders, ties where they differ" if swapped else 'one order, a win is exactly "m"',
         "rows": total,
         **{name: counts[name] for name in ("win", "tie", "lose", "invalid")},
+        "silent": sum(choice.lost for choice in choices),
         "win_rate": round(100 * wins / total, 2) if total else None,
         "interval": [round(100 * bound, 2) for bound in wilson_interval(wins, total)] if total else None,
         "empty_references": total - len(full),

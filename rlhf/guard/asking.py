@@ -55,10 +55,13 @@ def batch_prompt(request: GuardRequest, source: str, row: int) -> Prompt:
     return replace(guard_prompt(request), id=f"{source}:{row}")
 
 
-def require_room_for(config: GuardGenerationConfig, requests: Sequence[GuardRequest], processor: Processor) -> None:
+def require_room_for(
+    config: GuardGenerationConfig, requests: Sequence[GuardRequest], processor: Processor, with_image: bool = True
+) -> None:
     """Refuse a policy that does not fit before an engine starts. Raises PromptTooLongError with its tokens.
 
-    The longest text is looked at with its own image; images that make more tokens are refused later, one by one.
+    The longest text is looked at with its own image, if that is known; images that make more tokens are refused later,
+    one by one.
     """
     longest = max(requests, key=lambda one: len(one.text))
-    require_room(longest, processor, config.rollout.max_length, config.sampling.max_new_tokens)
+    require_room(longest, processor, config.rollout.max_length, config.sampling.max_new_tokens, with_image)

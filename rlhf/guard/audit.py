@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf.errors import DataError
 from rlhf.evaluation.statistics import wilson_interval
-from rlhf.guard.taxonomy import NONE
+from rlhf.guard.taxonomy import is_none
 from rlhf.ledger import write_whole
 from rlhf.privacy_report import Bar
 from rlhf.report import Picture, embed, environment, evenly
@@ -42,7 +42,7 @@ class _Set:
             self.invalid += 1
             return
         self.ratings[rating] += 1
-        if not category.startswith(NONE):
+        if not is_none(category):
             self.detected[category] += 1
             self.unsafe[category] += rating == "Unsafe"
 

@@ -39,6 +39,11 @@ class Sample:
     asked: str | None = None  # the question that it answers
 
 
+def is_default(augmentation: str | None, overrides: Mapping[str, str]) -> bool:
+    """Whether a row asks under the default policy and is no copy (v0) of one that does."""
+    return augmentation is None and not overrides
+
+
 def augment(sample: Sample, key: Augmentation, draw: int, ids: Sequence[str], seed: int) -> Sample:
     """The `draw`-th sample of an augmentation; `ids` are the categories of the taxonomy without NA.
 

@@ -19,7 +19,7 @@ import yaml
 
 from rlhf.data.prepared import file_hash
 from rlhf.errors import ConfigError
-from rlhf.guard.augment import Augmentation, Sample, augmented
+from rlhf.guard.augment import Augmentation, Sample, augmented, is_default
 from rlhf.guard.labels import Annotation, is_unambiguous
 from rlhf.guard.policy import build_policy
 from rlhf.guard.prompt import GuardRequest, guard_row
@@ -101,9 +101,10 @@ def row_of(sample: Sample, split: str, taxonomy: Taxonomy, keys: Sequence[str]) 
 def write_dataset(
     folder: Path, built: Built, taxonomy: Taxonomy, keys: Sequence[str], seed: int, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write all_data, a file per split, train_balanced, train_default_policy, train_rating_only; returns the manifest.
+    """Write all_data, a file per split, and what there is to train on; returns the manifest.
 
-    The rating-only file is the balanced one with answers of a rating alone: a first stage to train on (section 3).
+    train_balanced repeats the rarer rating, train_default_policy has no other policy. Both are there with answers of a
+    rating alone, too, for the stages of section 3: train_rating_only_default_policy for 0, train_rating_only for 1.
     Raises ConfigError where training images lack.
     """
     partial = folder.with_name(f"{folder.name}.partial")
@@ -113,13 +114,14 @@ def write_dataset(
     if not parts["train"]:
         raise ConfigError(["quotas: the test and validation sets take every image; lower them or annotate more"])
     even = [copied(sample, copy) for sample, copy in balanced(parts["train"], seed)]
-    plain = [one for one in parts["train"] if not one.overrides]
+    plain = [one for one in parts["train"] if is_default(one.augmentation, one.overrides)]
     files: dict[str, tuple[list[Sample], Sequence[str]]] = {
         "all_data": (built.samples, keys),
         **{name: (samples, keys) for name, samples in parts.items()},
         "train_balanced": (even, keys),
         "train_default_policy": (plain, keys),
         "train_rating_only": (even, ("rating",)),
+        "train_rating_only_default_policy": (plain, ("rating",)),
     }
     for name, (samples, shown) in files.items():
         rows = [row_of(one, built.splits[one.image], taxonomy, shown) for one in samples]

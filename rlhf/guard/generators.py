@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,6 +17,7 @@ from rlhf.data.images import verify_image
 from rlhf.data.rows import ImageFolder
 from rlhf.data.spa_vl_hub import store_image, stored_image
 from rlhf.errors import DataError, EndpointError, ImageError
+from rlhf.evaluation.asking import Patience, ask_all
 from rlhf.guard.guards import EndpointConfig
 from rlhf.ledger import Ledger
 
@@ -34,10 +35,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What became of one prompt: the absolute path of a picture, or why there is none."""
+    """What became of one prompt: the absolute path of a picture, or why there is none.
+
+    `silent` says that the generator never answered; asked again, it may.
+    """
 
     image: str | None
     problem: str = ""
+    silent: bool = False
 
 
 class Generator(Protocol):
@@ -114,39 +119,49 @@ class EndpointImages:
         self._chat = config.chat(1)
 
     def draw(self, wanted: Sequence[Wanted], attempt: int) -> list[Drawn]:
-        """Ask for what an earlier process did not get. Raises EndpointError where the endpoint refuses or fails."""
+        """Ask for what an earlier process did not get.
+
+        Raises EndpointError where the endpoint refuses, sends addresses, or is dead (`ask_all`).
+        """
         made_by = {
             "generator": f"{self._config.model} at {self._chat.host}",
             "request": json.dumps({**self._config.extra, "seed": self._config.seed}, sort_keys=True),
         }
         with Ledger(self._work / "drawn", made_by) as ledger:
             keys = [json.dumps([attempt, one.id, one.prompt]) for one in wanted]
-            todo = [(key, one) for key, one in zip(keys, wanted, strict=True) if key not in ledger.entries]
-            with ThreadPoolExecutor(self._config.concurrency) as pool:
-                made = pool.map(lambda one: self._one(one[1], attempt), todo)
-                for (key, _), drawn in zip(todo, made, strict=True):
-                    ledger.add(key, {"sha256": drawn[0], "problem": drawn[1]})
-            return [self._drawn(ledger.entries[key]) for key in keys]
+            todo = {
+                key: partial(self._one, one, attempt)
+                for key, one in zip(keys, wanted, strict=True)
+                if key not in ledger.entries
+            }
+            patience = Patience(settled=len(ledger.entries))
+            lost = ask_all(todo, ledger.add, self._config.concurrency, patience)
+            return [
+                Drawn(None, lost[key], silent=True) if key in lost else self._drawn(ledger.entries[key]) for key in keys
+            ]
 
-    def _one(self, wanted: Wanted, attempt: int) -> tuple[str, str]:
-        """The hash of a stored picture and "", or "" and why there is none."""
+    def _one(self, wanted: Wanted, attempt: int) -> dict[str, Any]:
+        """The hash of a stored picture, or why there is none."""
         body: dict[str, Any] = {"model": self._config.model, "prompt": wanted.prompt, "n": 1, **self._config.extra}
         if self._config.seed is not None:
             body["seed"] = self._config.seed + attempt
-        answer = self._chat.post("images/generations", body)
-        if answer is None:
-            return "", "the generator's own filter refused"
+        data = self._chat.post("images/generations", body, self._picture)
+        if data is None:
+            return {"sha256": "", "problem": "the generator's own filter refused"}
         try:
-            data = base64.b64decode(answer["data"][0]["b64_json"], validate=True)
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise EndpointError(
-                f"the generator at {self._config.base_url} sent no data[0].b64_json: {str(answer)[:200]}; "
-                "ask for base64 (generator.extra)"
-            ) from None
-        try:
-            return store_image(data, self._images, wanted.id), ""
+            return {"sha256": store_image(data, self._images, wanted.id), "problem": ""}
         except ImageError as error:
-            return "", error.reason
+            return {"sha256": "", "problem": error.reason}
+
+    def _picture(self, answer: Any) -> bytes:
+        """Raises EndpointError for an address, which would come again; what `OpenAIChat.post` wants for the rest."""
+        found = answer["data"][0]
+        if isinstance(found, dict) and found.get("url") and not found.get("b64_json"):
+            raise EndpointError(
+                f"the generator at {self._config.base_url} sent an address and no data[0].b64_json; "
+                "ask for base64 (generator.extra)"
+            )
+        return base64.b64decode(found["b64_json"], validate=True)
 
     def _drawn(self, value: dict[str, Any]) -> Drawn:
         if not value["sha256"]:

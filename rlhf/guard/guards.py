@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from pydantic import Field
 
 from rlhf.config import Config
+from rlhf.evaluation.asking import Patience, ask_all
 from rlhf.guard.prompt import ANSWER_TOKENS, GuardRequest, guard_prompt
-from rlhf.guard.verdict import Verdict, parse_verdict, verdict_schema
+from rlhf.guard.verdict import Verdict, parse_verdict, silent_verdict, verdict_schema
 from rlhf.inference import Decoding
 from rlhf.openai_chat import OpenAIChat
 from rlhf.rollout.base import RolloutEngine, Sampling
@@ -22,6 +23,13 @@ class Guard(Protocol):
 
     def judge(self, requests: Sequence[GuardRequest]) -> list[Verdict]:
         """One verdict per request, in order; what cannot be read is `invalid`."""
+
+
+class EndpointGuard(Guard, Protocol):
+    """A guard elsewhere, which can be asked one by one."""
+
+    def ask(self, request: GuardRequest) -> Verdict:
+        """The verdict on one. Raises EndpointError where the endpoint refuses or is silent, ImageError."""
 
 
 class GuardDecoding(Decoding):
@@ -99,13 +107,14 @@ class ChatGuard:
 
     def __init__(self, chat: OpenAIChat, decoding: GuardDecoding, concurrency: int = 1) -> None:
         self._chat, self._decoding, self._concurrency = chat, decoding, concurrency
+        self._patience = Patience()
 
     def judge(self, requests: Sequence[GuardRequest]) -> list[Verdict]:
-        """Raises EndpointError where the endpoint refuses or stays away, ImageError for a broken image."""
-        with ThreadPoolExecutor(max_workers=self._concurrency) as pool:
-            return list(pool.map(self._one, requests))
+        """Raises EndpointError where the endpoint refuses or is dead (`ask_each`), ImageError for a broken image."""
+        return ask_each(self.ask, requests, self._concurrency, self._patience)
 
-    def _one(self, request: GuardRequest) -> Verdict:
+    def ask(self, request: GuardRequest) -> Verdict:
+        """The verdict on one. Raises EndpointError where the endpoint refuses or is silent, ImageError."""
         form: dict[str, Any] = {}
         schema = self._decoding.for_request(request).json_schema
         if schema is not None:
@@ -113,6 +122,20 @@ class ChatGuard:
         # the image goes first, as in training
         reply = self._chat.reply(request.text, [request.image], self._decoding.temperature, form, images_first=True)
         return parse_verdict(reply, request.policy)
+
+
+def ask_each(
+    ask: Callable[[GuardRequest], Verdict], requests: Sequence[GuardRequest], concurrency: int, patience: Patience
+) -> list[Verdict]:
+    """Verdicts of an endpoint, in order; one that never comes is `silent`, and stops no other.
+
+    Raises EndpointError where the endpoint refuses, or is silent as often as `ask_all` bears, over all calls that share
+    `patience`.
+    """
+    said: dict[int, Verdict] = {}
+    questions = {place: partial(ask, request) for place, request in enumerate(requests)}
+    lost = ask_all(questions, said.__setitem__, concurrency, patience)
+    return [silent_verdict(lost[place]) if place in lost else said[place] for place in questions]
 
 
 def response_format(schema: str) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import lzma
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +34,7 @@ from rlhf.guard.fetch import FetchConfig, Fetcher
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _BATCH_ROWS = 256  # rows of a parquet file that are in memory together
 _LARGEST = 256 * 2**20  # bytes of one image of a shard
+_DAMAGED_SHARD = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
 class ImageSource(Config):
@@ -66,13 +69,14 @@ class ImageSource(Config):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A piece of a source: images of a folder (`names`), a row group of a parquet file, or a whole shard."""
+    """A piece of a source: images of a folder (`names`), a row group of a parquet file (`rows`), or a whole shard."""
 
     number: int
     source: str
     path: str
     group: int = -1
     first_row: int = 0
+    rows: int = 0
     names: tuple[str, ...] = ()
 
 
@@ -148,34 +152,26 @@ class Unpacker:
             yield from self._table(unit, source)
 
     def _shard(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        shard = Path(unit.path).name
-        try:
-            with tarfile.open(unit.path, "r:*") as file:
-                for member in file:
-                    if member.isfile() and member.name.lower().endswith(SUFFIXES):
-                        yield _line(unit, f"{shard}/{member.name}", partial(self._member, file, member))
-                _require_end(file)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            yield _refused(unit, shard, ImageError(f"the shard ends early or is damaged: {error}; download it again"))
+        for name, content in _members(Path(unit.path)):
+            yield _line(unit, name, partial(self._content, name, content))
 
-    def _member(self, file: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-        if member.size > _LARGEST:
-            raise ImageError(f"image {member.name}: {member.size} bytes, at most {_LARGEST} are read")
-        content = file.extractfile(member)
-        return self._stored(content.read() if content else b"", member.name)
+    def _content(self, name: str, content: bytes | ImageError) -> str:
+        if isinstance(content, ImageError):
+            raise content
+        return self._stored(content, name)
 
     def _table(self, unit: Unit, source: ImageSource) -> Iterator[dict[str, Any]]:
-        import pyarrow.parquet
-
-        columns = [name for name in (source.column, source.id_column) if name is not None]
         row = unit.first_row
-        with pyarrow.parquet.ParquetFile(unit.path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[unit.group], columns=columns):
-                cells = list(enumerate(batch.to_pylist(), start=row))
+        try:
+            for rows in _batches(unit, source):
+                cells = list(enumerate(rows, start=row))
                 row += len(cells)
                 # only waiting for other machines is worth threads
                 with ThreadPoolExecutor(self._fetch.concurrency if source.urls else 1) as pool:
                     yield from pool.map(lambda cell: self._cell(unit, source, *cell), cells)
+        except ImageError as error:  # what is left of the row group is lost, and counted row by row
+            for lost in range(row, unit.first_row + unit.rows):
+                yield _refused(unit, f"{Path(unit.path).name}:{lost}", error)
 
     def _cell(self, unit: Unit, source: ImageSource, row: int, cells: Mapping[str, Any]) -> dict[str, Any]:
         given = cells.get(source.id_column) if source.id_column is not None else f"{Path(unit.path).name}:{row}"
@@ -232,13 +228,40 @@ def part_file(parts: Path, number: int) -> Path:
 
 def _line(unit: Unit, identifier: str, image: Callable[[], str]) -> dict[str, Any]:
     try:
+        if identifier != _utf8(identifier):
+            raise ImageError("the file's name is not UTF-8; rename it")
         return {"source": unit.source, "id": identifier, "image": image()}
     except DataError as error:
         return _refused(unit, identifier, error)
 
 
 def _refused(unit: Unit, identifier: str, error: DataError) -> dict[str, Any]:
-    return {"source": unit.source, "id": identifier, "kind": type(error).__name__, "reason": error.reason}
+    reason = _utf8(error.reason)
+    return {"source": unit.source, "id": _utf8(identifier), "kind": type(error).__name__, "reason": reason}
+
+
+def _utf8(text: str) -> str:
+    """The text, with "?" for bytes of a file's name that are no text."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _members(shard: Path) -> Iterator[tuple[str, bytes | ImageError]]:
+    """Every image of a shard by name, or why it cannot be used; where the shard is damaged, the shard's own name."""
+    try:
+        with tarfile.open(shard, "r:*") as file:
+            for member in file:
+                if member.isfile() and member.name.lower().endswith(SUFFIXES):
+                    yield f"{shard.name}/{_utf8(member.name)}", _read_member(file, member)
+            _require_end(file)
+    except _DAMAGED_SHARD as error:
+        yield shard.name, ImageError(f"the shard ends early or is damaged: {error}; download it again")
+
+
+def _read_member(file: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | ImageError:
+    if member.size > _LARGEST:
+        return ImageError(f"image {member.name}: {member.size} bytes, at most {_LARGEST} are read")
+    content = file.extractfile(member)
+    return content.read() if content else b""
 
 
 def _require_end(file: tarfile.TarFile) -> None:
@@ -270,20 +293,35 @@ def _parquet_pieces(path: Path, source: ImageSource) -> Iterator[dict[str, Any]]
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise DataError(f"not a parquet file: {error}; download it again", source=str(path)) from None
-    with file:
-        names = file.schema_arrow.names
-        if missing := [one for one in (source.column, source.id_column) if one is not None and one not in names]:
-            raise DataError(
-                f"column(s) missing: {', '.join(missing)} (found: {', '.join(names)}); set column or id_column",
-                source=str(path),
-            )
-        first = 0
-        for group in range(file.num_row_groups):
-            yield {"path": str(path), "group": group, "first_row": first}
-            first += file.metadata.row_group(group).num_rows
+    if missing := [one for one in (source.column, source.id_column) if one is not None and one not in names]:
+        raise DataError(
+            f"column(s) missing: {', '.join(missing)} (found: {', '.join(names)}); set column or id_column",
+            source=str(path),
+        )
+    first = 0
+    for group, rows in enumerate(sizes):
+        yield {"path": str(path), "group": group, "first_row": first, "rows": rows}
+        first += rows
+
+
+def _batches(unit: Unit, source: ImageSource) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a row group in pieces. Raises ImageError where it is damaged."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = [name for name in (source.column, source.id_column) if name is not None]
+    try:
+        with pyarrow.parquet.ParquetFile(unit.path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[unit.group], columns=columns):
+                yield batch.to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        name = Path(unit.path).name
+        raise ImageError(f"row group {unit.group} of {name} is damaged: {error}; download it again") from None
 
 
 def _files(name: str, key: str, patterns: Sequence[str]) -> list[Path]:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from rlhf.data.rejected import RejectedRows
-from rlhf.data.rows import ImageFolder, Row, UniqueIds, read_rows, text_of
+from rlhf.data.rows import IMAGE_TAG, ImageFolder, Row, UniqueIds, read_rows, text_of
 from rlhf.errors import PolicyError, RowError
 from rlhf.guard.policy import Rating
 from rlhf.guard.taxonomy import Taxonomy, Variant
@@ -52,8 +52,8 @@ def read_annotations(
     """Rows {id, image, category, score, rationale?} of a JSON list, and how many were left out for which reason.
 
     `names` says which category a label of the file means; ids and names of the taxonomy, and labels for nothing, need
-    no entry. An unknown category or score, a repeated id or a broken image refuses the row. Raises DataError for a file
-    that is no JSON list.
+    no entry. An unknown category or score, a repeated id, a broken image or an image tag in the rationale refuses the
+    row. Raises DataError for a file that is no JSON list.
     """
     images, ids, dropped = ImageFolder(image_root, check_images), UniqueIds(), Counter[str]()
 
@@ -74,6 +74,8 @@ def read_annotations(
         if images.path_of(row) is None:
             raise RowError("'image' is missing")
         rationale = str(row.get("rationale") or "").strip()
+        if IMAGE_TAG in rationale:  # in the target it would be a second image
+            raise RowError(f"'rationale' contains {IMAGE_TAG}; remove it")
         overrides: dict[str, Variant] = {} if variant is None else {category: variant}
         return Annotation(str(identifier), row["image"], category, score, rating, rationale, overrides)
 

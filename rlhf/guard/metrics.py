@@ -7,16 +7,18 @@ ones count them, and missing predictions, as wrong. `coverage` is the share that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from rlhf.data.rejected import RejectedRows
-from rlhf.data.rows import Row, UniqueIds, read_rows, text_of
+from rlhf.data.rows import Row, UniqueIds, id_of, read_rows, text_of
 from rlhf.errors import RowError
 from rlhf.evaluation.statistics import wilson_interval
+from rlhf.guard.augment import is_default
 from rlhf.guard.policy import RATINGS, Rating
+from rlhf.guard.taxonomy import id_in
 from rlhf.guard.verdict import Verdict
 
 _DIGITS = 4  # the published numbers are means of rounded ones
@@ -25,13 +27,17 @@ _TO_SAFE, _TO_UNSAFE = ("v2", "v2a"), ("v4",)
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is right for one sample. `category` is a full name; `augmentation` says how its policy was changed."""
+    """What is right for one sample under its policy: `overrides` are the variants of categories that made it.
+
+    `category` is a full name; `augmentation` says how the policy was changed, None that it is as people had it.
+    """
 
     id: str
     rating: Rating
     category: str
     augmentation: str | None = None
     unambiguous: bool | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +54,15 @@ def read_truths(path: Path, rejected: RejectedRows) -> list[Truth]:
     ids = UniqueIds()
 
     def parse(row: Row) -> Truth:
-        identifier = text_of({"id": str(row.get("id", ""))}, "id")
+        identifier = id_of(row)
         ids.check(identifier)
         rating = next((one for one in RATINGS if one == row.get("rating")), None)
         if rating is None:
             raise RowError(f"'rating' must be Safe or Unsafe, found {row.get('rating')!r}")
-        return Truth(identifier, rating, text_of(row, "category"), row.get("augmentation"), row.get("unambiguous"))
+        given = row.get("overrides")
+        overrides = given if isinstance(given, dict) else {}  # `read_requests` refuses anything else
+        category, sure = text_of(row, "category"), row.get("unambiguous")
+        return Truth(identifier, rating, category, row.get("augmentation"), sure, overrides)
 
     return read_rows(path, parse, rejected)
 
@@ -69,7 +78,7 @@ def align(truths: Sequence[Truth], verdicts: Mapping[str, Verdict]) -> Aligned:
 def evaluate(aligned: Aligned) -> dict[str, Any]:
     """All numbers of one set of predictions: whole, default policy alone, per category, sure and unsure images."""
     pairs = aligned.pairs
-    default = [pair for pair in pairs if pair[0].augmentation is None]
+    default = [pair for pair in pairs if is_default(pair[0].augmentation, pair[0].overrides)]
     found: dict[str, Any] = {
         "rows": len(pairs),
         "missing": {"count": len(aligned.missing), "ids": list(aligned.missing)},
@@ -195,8 +204,13 @@ def _said(truth: Truth, verdict: Verdict | None, strict: bool) -> Rating | None:
 
 
 def _is_exception(truth: Truth) -> bool:
-    """Whether the policy turned the rating round: v2 and v2a to Safe, v4 to Unsafe."""
-    return truth.augmentation in (_TO_SAFE if truth.rating == "Safe" else _TO_UNSAFE)
+    """Whether the policy turned the rating round, by v2 and v2a to Safe, by v4 to Unsafe, or by people's own exception.
+
+    All of them say of the row's own category that it is exempt or sensitive.
+    """
+    augmentations, variant = (_TO_SAFE, "exempt") if truth.rating == "Safe" else (_TO_UNSAFE, "sensitive")
+    own = (truth.overrides.get(label) for label in (id_in(truth.category), truth.category))
+    return truth.augmentation in augmentations or variant in own
 
 
 def _interval(part: int, whole: int) -> tuple[float, float] | None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.rejected import RejectedRows
-from rlhf.data.rows import Row, UniqueIds, read_json_rows, read_rows, text_of
+from rlhf.data.rows import Row, UniqueIds, id_of, read_json_rows, read_rows, text_of
 from rlhf.guard.audit import share
 from rlhf.guard.generators import Drawn, Generator, Wanted
 from rlhf.guard.policy import Policy
 from rlhf.guard.prompt import GuardRequest
-from rlhf.guard.taxonomy import NONE
+from rlhf.guard.taxonomy import is_none
 from rlhf.guard.verdict import Verdict
 
 Judge = Callable[[Sequence[GuardRequest], int], Mapping[str, Verdict]]
@@ -32,6 +32,8 @@ class Try:
     image: str | None
     problem: str
     verdict: Verdict | None
+    silent: bool = False
+    """Generator or guard never answered; asked again, it may."""
 
     @property
     def allowed(self) -> bool:
@@ -87,7 +89,7 @@ def read_wanted(path: Path, rejected: RejectedRows) -> list[Wanted]:
     ids = UniqueIds()
 
     def parse(row: Row, _: int = 0) -> Wanted:
-        identifier = text_of({"id": str(row.get("id", ""))}, "id")
+        identifier = id_of(row)
         ids.check(identifier)
         return Wanted(identifier, text_of(row, "prompt"), str(row.get("category") or ""))
 
@@ -138,7 +140,7 @@ def statistics(decisions: Sequence[Decision]) -> dict[str, Any]:
         if decision.wanted.category:
             by_prompt[decision.wanted.category].append(not decision.allowed)
     for verdict in read:
-        if verdict.category is not None and not verdict.category.startswith(NONE):
+        if verdict.category is not None and not is_none(verdict.category):
             by_verdict[verdict.category].append(verdict.rating == "Unsafe")
     return {
         "prompts": {"count": len(decisions), **share(sum(blocked), len(blocked), "blocked")},
@@ -148,6 +150,7 @@ def statistics(decisions: Sequence[Decision]) -> dict[str, Any]:
             "not_drawn": sum(one.image is None for one in every),
             "without_verdict": sum(one.image is not None and one.verdict is None for one in every),
             "invalid": len(verdicts) - len(read),
+            "silent": sum(one.silent for one in every),
             **share(sum(one.rating == "Unsafe" for one in read), len(read), "unsafe"),
         },
         "prompt_categories": _shares(by_prompt, "prompts", "blocked"),
@@ -156,7 +159,9 @@ def statistics(decisions: Sequence[Decision]) -> dict[str, Any]:
 
 
 def _tried(drawn: Drawn, verdict: Verdict | None) -> Try:
-    return Try(drawn.image, drawn.problem, verdict if drawn.image is not None else None)
+    if drawn.image is None:
+        return Try(None, drawn.problem, None, drawn.silent)
+    return Try(drawn.image, drawn.problem, verdict, verdict is not None and verdict.silent)
 
 
 def _shares(flags: Mapping[str, Sequence[bool]], whole: str, part: str) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from rlhf.config import read_yaml
 from rlhf.data.template import IMAGE_TAG
 from rlhf.errors import PolicyError
-from rlhf.guard.taxonomy import VARIANTS, Taxonomy, Variant, packaged, read_policy_yaml
+from rlhf.guard.taxonomy import VARIANTS, Taxonomy, Variant
 
 Rating = Literal["Safe", "Unsafe"]
 RATINGS: tuple[Rating, ...] = ("Safe", "Unsafe")
@@ -22,6 +23,7 @@ KEYS = ("rating", "category", "rationale")
 """Keys of an answer in the order of the newest set (seed page 1.4)."""
 AGE_KEYS = ("rating", "categories", "rationale")
 """Keys under the age-rated policy, where an image may show several kinds of content (seed page 1.7)."""
+_AGES = Path(__file__).parent / "ages.yaml"
 _ALLOWED_KEYS = {"rating", "category", "categories", "rationale"}
 
 _STEPS = {
@@ -36,7 +38,8 @@ _STEPS = {
 class Policy:
     """What a guard is asked: `text` without image tag, the values that an answer's category may have, its keys.
 
-    `overrides` are the variants that are not the default, by category id; empty for a loaded text.
+    `overrides` are the variants that are not the default, by category id; empty for a loaded text, which has the hashes
+    of its file (`file_hashes`) instead.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Policy:
     categories: tuple[str, ...]
     keys: tuple[str, ...] = KEYS
     overrides: Mapping[str, Variant] = field(default_factory=dict)
+    file_hashes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -54,12 +58,18 @@ class Policy:
             )
         if not self.categories and {"category", "categories"} & set(self.keys):
             raise PolicyError("the policy names no category that an answer could have", source=self.name)
-        check_keys(self.keys)
+        check_keys(self.keys, self.name)
 
     @property
     def sha256(self) -> str:
         """Of the text in UTF-8: what a verdict was given under."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def words(self) -> str:
+        """What stands beside every number that depends on it: its name and every hash that it may be known by."""
+        hashes = {"SHA-256": self.sha256, **self.file_hashes}
+        return f"{self.name} ({', '.join(f'{what} {found}' for what, found in hashes.items())})"
 
 
 def build_policy(taxonomy: Taxonomy, overrides: Mapping[str, str] | None = None, keys: Sequence[str] = KEYS) -> Policy:
@@ -70,7 +80,7 @@ def build_policy(taxonomy: Taxonomy, overrides: Mapping[str, str] | None = None,
     """
     chosen = checked_overrides(taxonomy, overrides or {})
     blocks = [taxonomy.block(one, chosen.get(one.id, "default")) for one in taxonomy.categories]
-    check_keys(keys)
+    check_keys(keys, taxonomy.name)
     short = f"Answer as JSON with {', '.join(keys)}."
     answer = short if taxonomy.lines else answer_instruction(taxonomy.names, keys, taxonomy.none.name)
     gap = "\n" if taxonomy.lines else "\n\n"
@@ -105,7 +115,7 @@ def load_policy(path: Path, categories: Sequence[str], keys: Sequence[str] = KEY
         content = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise PolicyError(f"cannot be read: {error}", source=str(path)) from None
-    return text_policy(str(path), content, categories, keys)
+    return replace(text_policy(str(path), content, categories, keys), file_hashes=file_hashes(path))
 
 
 def text_policy(name: str, content: str, categories: Sequence[str], keys: Sequence[str] = KEYS) -> Policy:
@@ -123,18 +133,19 @@ def text_policy(name: str, content: str, categories: Sequence[str], keys: Sequen
 
 
 def file_hashes(path: Path) -> dict[str, str]:
-    """SHA-256 of a policy file as it is, and with its image tag removed: the two that seed page 1.3 publishes."""
+    """SHA-256 of a policy file as it is, and with its image tag removed: the two that seed page 1.3 publishes.
+
+    Both again without the line break that editors put at the end, if there is one.
+    """
     content = path.read_bytes()
-    without = content.replace(IMAGE_TAG.encode(), b"")
-    return {
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "sha256_without_image_tag": hashlib.sha256(without).hexdigest(),
-    }
+    texts = {"file": content, "file without image tag": content.replace(IMAGE_TAG.encode(), b"")}
+    if content.endswith(b"\n"):
+        texts |= {f"{what}, last line break left out": text.removesuffix(b"\n") for what, text in texts.items()}
+    return {what: hashlib.sha256(text).hexdigest() for what, text in texts.items()}
 
 
 def answer_instruction(categories: Sequence[str], keys: Sequence[str], none: str) -> str:
-    """How to answer: one step per key, then the form with every value that is allowed. Raises PolicyError for keys."""
-    check_keys(keys)
+    """How to answer: one step per key (`check_keys`), then the form with every value that is allowed."""
     listed = " | ".join(f'"{name}"' for name in categories)
     forms = {
         "rating": " | ".join(f'"{one}"' for one in RATINGS),
@@ -148,13 +159,15 @@ def answer_instruction(categories: Sequence[str], keys: Sequence[str], none: str
     return "\n".join([head, *steps, "Answer with this JSON object and nothing else:", f"{{\n{shape}\n}}"])
 
 
-def check_keys(keys: Sequence[str]) -> None:
-    """Raise PolicyError unless the keys are known, differ and include the rating."""
+def check_keys(keys: Sequence[str], source: str) -> None:
+    """Raise PolicyError unless the keys are known, differ and include the rating; `source` is whose they are."""
     if unknown := [key for key in keys if key not in _ALLOWED_KEYS]:
         near = difflib.get_close_matches(unknown[0], sorted(_ALLOWED_KEYS), n=1, cutoff=0.0)[0]
-        raise PolicyError(f"{unknown[0]!r} is no key of an answer; did you mean {near!r}?")
+        raise PolicyError(f"{unknown[0]!r} is no key of an answer; did you mean {near!r}?", source=source)
     if "rating" not in keys or len(set(keys)) < len(keys) or {"category", "categories"} <= set(keys):
-        raise PolicyError(f"an answer needs 'rating' and each key once, category or categories; found {list(keys)}")
+        raise PolicyError(
+            f"an answer needs 'rating' and each key once, category or categories; found {list(keys)}", source=source
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +184,10 @@ def age_policy(age: int) -> AgePolicy:
 
     Raises PolicyError for an age that is not rated: 3, 7, 12, 16 and 18 are.
     """
-    content = read_policy_yaml(packaged("ages"))
+    content = read_yaml(_AGES)
     if age not in content["ages"]:
-        raise PolicyError(f"age {age} is not rated; choose one of {', '.join(map(str, content['ages']))}")
+        ages = ", ".join(map(str, content["ages"]))
+        raise PolicyError(f"age {age} is not rated; choose one of {ages}", source=f"age-{age}")
     permitted, prohibited = list[str](), list[str]()
     for group in content["groups"]:
         for number, (title, rating) in enumerate(group["kinds"], start=1):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
 from rlhf.config import Config, resolve
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, PolicyError
 from rlhf.guard.policy import KEYS, Policy, age_policy, build_policy, load_policy
-from rlhf.guard.taxonomy import taxonomy
+from rlhf.guard.taxonomy import taxonomy, taxonomy_file
+
+_NOT_OF_AN_AGE = ("taxonomy", "overrides", "text", "keys")
 
 
 class PolicyConfig(Config):
@@ -22,22 +25,25 @@ class PolicyConfig(Config):
     text: str | None = None
     """A file with the policy's own words, for weights that were trained on them; the taxonomy names its categories."""
     sha256: str | None = None
-    """text: refuse a file whose text, image tag and blanks around it removed, has another hash."""
+    """text: refuse another file; of the file, of it without its image tag (both are published), or of `Policy.text`."""
     age: int | None = None
     """The age-rated policy for viewers of 3, 7, 12, 16 or 18 years instead."""
     keys: tuple[str, ...] = KEYS
     """Keys of an answer, in the order in which the guard gives them."""
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> PolicyConfig:
+    def _can_be_built(self) -> PolicyConfig:
         problems = []
-        if self.age is not None and (self.text is not None or self.overrides):
-            problems.append("policy.age: the age-rated policy has no text and no overrides; remove them")
-        if self.text is not None and self.overrides:
+        if self.age is not None:
+            plain = PolicyConfig.model_construct()
+            given = [key for key in _NOT_OF_AN_AGE if getattr(self, key) != getattr(plain, key)]
+            problems += [f"policy.{key}: the age-rated policy has its own; remove it, or policy.age" for key in given]
+        elif self.text is not None and self.overrides:
             problems.append("policy.overrides: a policy.text is taken as it is; remove them or the text")
         if self.sha256 is not None and self.text is None:
             problems.append("policy.sha256: belongs to policy.text, which is unset")
-        if problems:
+        files = [taxonomy_file(resolve(self.taxonomy)), *([Path(resolve(self.text))] if self.text is not None else [])]
+        if problems := problems or mistakes("policy", self.build, files):
             raise ConfigError(problems)
         return self
 
@@ -49,6 +55,19 @@ class PolicyConfig(Config):
         if self.text is None:
             return build_policy(chosen, self.overrides, self.keys)
         policy = load_policy(Path(resolve(self.text)), chosen.names, self.keys)
-        if self.sha256 is not None and policy.sha256 != self.sha256:
-            raise ConfigError([f"policy.sha256: {policy.name} has {policy.sha256}, expected {self.sha256}"])
+        if self.sha256 not in (None, policy.sha256, *policy.file_hashes.values()):
+            raise ConfigError([f"policy.sha256: expected {self.sha256}, found {policy.words}"])
         return policy
+
+
+def mistakes(key: str, build: Callable[[], Policy], files: Sequence[Path]) -> list[str]:
+    """Why the policy of a configuration's section cannot be built; nothing where one of its files is not here."""
+    if not all(file.is_file() for file in files):
+        return []
+    try:
+        build()
+    except PolicyError as error:
+        return [f"{key}: {error}"]
+    except ConfigError as error:
+        return error.problems
+    return []

@@ -1,19 +1,24 @@
 """From a data set's rows to requests, and from a file of answers to verdicts: both ends of an evaluation.
 
-A file of predictions is JSON lines {id, response}, whoever made it; each response is read under its own row's policy.
+A file of predictions is JSON lines {id, response}, whoever made it; how a response is read depends on who that was
+(`baselines.py`), and a guard's is read under its own row's policy.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.prepared import file_hash
 from rlhf.data.rejected import RejectedRows
-from rlhf.data.rows import ImageFolder, Row, UniqueIds, read_json_rows, read_rows, text_of
+from rlhf.data.rows import ImageFolder, Row, UniqueIds, id_of, read_json_rows, read_rows
 from rlhf.errors import RowError
-from rlhf.guard.policy import KEYS, build_policy
+from rlhf.guard.metrics import Truth
+from rlhf.guard.policy import KEYS, Policy, build_policy
 from rlhf.guard.prompt import GuardRequest
 from rlhf.guard.taxonomy import Taxonomy
 from rlhf.guard.verdict import Verdict, parse_verdict
@@ -37,7 +42,7 @@ def read_requests(
     images, ids = ImageFolder(image_root, check_images), UniqueIds()
 
     def parse(row: Row) -> GuardRequest:
-        identifier = text_of({"id": str(row.get("id", ""))}, "id")
+        identifier = id_of(row)
         ids.check(identifier)
         overrides = row.get("overrides")
         if not isinstance(overrides, dict):
@@ -58,28 +63,50 @@ def read_requests(
     return read_rows(path, parse, rejected)
 
 
-def asked_again(requests: Sequence[GuardRequest]) -> list[str]:
-    """Ids of requests that ask the same about an image as an earlier one does: they count twice in every rate."""
-    first: dict[tuple[str, str], str] = {}
-    return [one.id for one in requests if first.setdefault((one.image, one.text), one.id) != one.id]
+def repetitions(requests: Sequence[GuardRequest], truths: Sequence[Truth]) -> dict[str, Any]:
+    """Rows that ask the same about an image as an earlier one does, and those of them that are told another truth.
+
+    Equal files are one image, whatever they are called; a path without a file is an image of its own. `repeated` has
+    ids that count twice in every rate. `contradictions` has lists of ids of which at least one truth is wrong, because
+    rating or category differ.
+    """
+    told = {truth.id: (truth.rating, truth.category) for truth in truths}
+    asked, image = defaultdict[tuple[str, str], list[str]](list), lru_cache(maxsize=None)(_content_of)
+    for one in requests:
+        asked[image(one.image), one.text].append(one.id)
+    return {
+        "repeated": [name for ids in asked.values() for name in ids[1:]],
+        "contradictions": [ids for ids in asked.values() if len({told.get(name) for name in ids} - {None}) > 1],
+    }
 
 
-def read_predictions(path: Path, requests: Sequence[GuardRequest], rejected: RejectedRows) -> dict[str, Verdict]:
+def text_in(response: Any) -> str:
+    """A response that is text. Raises RowError."""
+    if not isinstance(response, str):
+        raise RowError(f"'response' must be a string, found {type(response).__name__}")
+    return response
+
+
+def read_predictions(
+    path: Path,
+    requests: Sequence[GuardRequest],
+    rejected: RejectedRows,
+    read: Callable[[Any, Policy], Verdict] = lambda response, policy: parse_verdict(text_in(response), policy),
+) -> dict[str, Verdict]:
     """Verdicts by id, each read under its request's policy. An id that nobody asked is kept, as `invalid`.
 
-    `metrics.align` then reports it as extra. A repeated id or a line without response is refused.
+    `metrics.align` then reports it as extra. A repeated id, or a line without a response that `read` takes, is refused.
     """
     policies, ids = {request.id: request.policy for request in requests}, UniqueIds()
 
     def parse(row: Row, _: int) -> tuple[str, Verdict]:
-        identifier = text_of({"id": str(row.get("id", ""))}, "id")
+        identifier = id_of(row)
         ids.check(identifier)
-        response = row.get("response")
-        if not isinstance(response, str):
-            raise RowError(f"'response' must be a string, found {type(response).__name__}")
+        if "response" not in row:
+            raise RowError("key 'response' is missing")
         if identifier not in policies:
-            return identifier, Verdict("invalid", None, (), "", response, "no row has this id")
-        return identifier, parse_verdict(response, policies[identifier])
+            return identifier, Verdict("invalid", None, (), "", str(row["response"]), "no row has this id")
+        return identifier, read(row["response"], policies[identifier])
 
     return dict(read_json_rows(path, parse, rejected))
 
@@ -100,6 +127,11 @@ def prediction_line(name: str, verdict: Verdict) -> dict[str, Any]:
         "categories": list(verdict.categories),
         "reason": verdict.reason,
     }
+
+
+def _content_of(image: str) -> str:
+    path = Path(image)
+    return str(file_hash(path)["sha256"]) if path.is_file() else image
 
 
 def _quoted(row: Row, key: str) -> str | None:

@@ -89,14 +89,16 @@ def require_room(
     budget: int = ANSWER_TOKENS,
     with_image: bool = True,
 ) -> int:
-    """Tokens of the request's prompt, or of its text alone where no image is known yet.
+    """Tokens of the request's prompt; without image, where none is known yet, those that every image has.
 
     `context` is the engine's where that is shorter than the model's; `budget` tokens stay free for the answer. Raises
     PromptTooLongError with the policy's tokens and what to do.
     """
+    prompt = guard_prompt(request)
+    if not with_image and processor.tokens_per_image is None:
+        prompt = replace(prompt, image=None)
     try:
-        prompt = guard_prompt(request)
-        return len(processor.prompt_ids(prompt if with_image else replace(prompt, image=None), budget, context))
+        return len(processor.prompt_ids(prompt, budget, context))
     except PromptTooLongError as error:
         raise PromptTooLongError(
             f"the policy alone has {policy_tokens(request.policy, processor)} tokens: {error.reason}; shorten the "

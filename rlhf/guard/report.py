@@ -124,4 +124,4 @@ def _example(line: Line) -> Example:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.1f}\u00a0%"  # no line ends between number and sign

@@ -7,13 +7,15 @@ to load it as data.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
+from pydantic import Field
 
+from rlhf.config import Config, read_yaml, validated
 from rlhf.errors import ConfigError, PolicyError
 
 Variant = Literal["default", "exempt", "sensitive"]
@@ -22,6 +24,7 @@ NONE = "NA"  # id of "no category applies", which every taxonomy has and which i
 
 _POLICIES = Path(__file__).parent / "policies"
 _RULES = ("banned", "permitted")
+_Text = Annotated[str, Field(pattern=r"\S")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ class Taxonomy:
         nearest = difflib.get_close_matches(label, known, n=1, cutoff=0.0)
         raise PolicyError(
             f"{label!r} is no category of the taxonomy {self.name!r} ({', '.join(self.ids)}, {self.none.id}); "
-            f"did you mean {nearest[0]!r}?"
+            f"did you mean {nearest[0]!r}?",
+            source=self.name,
         )
 
     def block(self, category: Category, variant: Variant) -> str:
@@ -90,60 +94,127 @@ class Taxonomy:
         return f"{category.name}:\n{body}"
 
 
+def id_in(name: str) -> str:
+    """The id in a category's full name: "O2" of "O2: Violence, Harm, or Cruelty"."""
+    return name.partition(":")[0].strip()
+
+
+def is_none(name: str) -> bool:
+    """Whether a category's name or id is the one for none, whatever the taxonomy calls it."""
+    return id_in(name) == NONE
+
+
+class NamedEntry(Config):
+    """A category of a file of single lines; of any file, the one for none."""
+
+    id: _Text
+    title: _Text
+
+
+class RuledEntry(NamedEntry):
+    """A category of any other file."""
+
+    banned: tuple[_Text, ...] = Field(min_length=1)
+    permitted: tuple[_Text, ...] = Field(min_length=1)
+
+
+class NoneEntry(NamedEntry):
+    """The category for none."""
+
+    id: Literal["NA"]
+
+
+class Headings(Config):
+    """What stands above the rules of the default variant."""
+
+    banned: _Text
+    permitted: _Text
+
+
+class Declarations(Config):
+    """What stands above the rules of the other two variants."""
+
+    exempt: _Text
+    sensitive: _Text
+
+
+class LineWords(Declarations):
+    """The word that each variant has before the title."""
+
+    default: _Text
+
+
+class TaxonomyFile(Config):
+    """A YAML file; single lines (`style: lines`) or rules."""
+
+    name: _Text
+    opening: _Text
+    none: NoneEntry
+
+
+class RuledFile(TaxonomyFile):
+    """Categories with rules."""
+
+    headings: Headings
+    declarations: Declarations
+    categories: tuple[RuledEntry, ...] = Field(min_length=1)
+
+
+class LinesFile(TaxonomyFile):
+    """Categories of single lines."""
+
+    style: Literal["lines"]
+    lines: LineWords
+    categories: tuple[NamedEntry, ...] = Field(min_length=1)
+
+
 @lru_cache(maxsize=16)
 def taxonomy(name: str = "default") -> Taxonomy:
     """A packaged taxonomy ("default", "eu", "tiny", "tiny_answers") or one from a YAML file of the same form.
 
     Raises ConfigError naming the file and every key that is wrong.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else _POLICIES / f"{name}.yaml"
-    content = read_policy_yaml(path)
-    lines = content.get("style") == "lines"
-    known = {"name", "opening", "none", "categories"} | ({"style", "lines"} if lines else {"headings", "declarations"})
-    problems = [f"{path}: unknown key {key!r}" for key in sorted(set(content) - known)]
-    problems += [f"{path}: key {key!r} is missing" for key in sorted(known - set(content))]
-    if problems:
-        raise ConfigError(problems)
-    words = dict(content["lines"]) if lines else {**content["headings"], **content["declarations"]}
-    needed = set(VARIANTS) if lines else {*_RULES, "exempt", "sensitive"}
-    problems += [f"{path}: no text for {word!r}" for word in sorted(needed - set(words))]
-    categories = tuple(_category(path, one, lines, problems) for one in content["categories"])
-    ids = [category.id for category in categories]
-    problems += [f"{path}: category {name!r} occurs twice" for name in sorted({n for n in ids if ids.count(n) > 1})]
-    if content["none"].get("id") != NONE:
-        problems.append(f"{path}: the category for none must have the id {NONE!r}, found {content['none'].get('id')!r}")
-    if not categories:
-        problems.append(f"{path}: 'categories' is empty")
-    if problems:
-        raise ConfigError(problems)
-    none = Category(content["none"]["id"], content["none"]["title"])
-    return Taxonomy(content["name"], content["opening"].strip(), categories, none, words, lines)
-
-
-def read_policy_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping. Raises ConfigError for a file that is missing or is none."""
+    path = taxonomy_file(name)
+    content = read_yaml(path)
+    problems = _wrong_ids(content.get("categories"))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        packaged = ", ".join(sorted(one.stem for one in _POLICIES.glob("*.yaml")))
-        raise ConfigError([f"taxonomy: no such file {path}; packaged are {packaged}"]) from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
-    if not isinstance(content, dict):
-        raise ConfigError([f"{path}: expected a mapping, found {type(content).__name__}"])
-    return content
+        if content.get("style") == "lines":
+            return _of_lines(validated(LinesFile, content, problems))
+        return _of_rules(validated(RuledFile, content, problems))
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
 
 
-def packaged(name: str) -> Path:
-    """The path of a packaged policy file."""
+def taxonomy_file(name: str) -> Path:
+    """Where a taxonomy is read from: the file that `name` is, which may be absent, or the packaged one that it names.
+
+    Raises ConfigError for the name of none.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    if name not in (known := sorted(one.stem for one in _POLICIES.glob("*.yaml"))):
+        raise ConfigError([f"taxonomy: {name!r} is not packaged ({', '.join(known)}), and no YAML file"])
     return _POLICIES / f"{name}.yaml"
 
 
-def _category(path: Path, content: dict[str, Any], lines: bool, problems: list[str]) -> Category:
-    known = {"id", "title"} | (set() if lines else set(_RULES))
-    where = f"{path}: category {content.get('id', '?')}"
-    problems += [f"{where}: unknown key {key!r}" for key in sorted(set(content) - known)]
-    missing = sorted(key for key in known if not content.get(key))
-    problems += [f"{where}: {key!r} is missing or empty" for key in missing]
-    rules = {rule: tuple(content.get(rule) or ()) for rule in _RULES}
-    return Category(str(content.get("id", "")), str(content.get("title", "")), **rules)
+def _of_rules(file: RuledFile) -> Taxonomy:
+    categories = tuple(Category(**one.model_dump()) for one in file.categories)
+    words = {**file.headings.model_dump(), **file.declarations.model_dump()}
+    return Taxonomy(file.name, file.opening.strip(), categories, Category(**file.none.model_dump()), words)
+
+
+def _of_lines(file: LinesFile) -> Taxonomy:
+    categories = tuple(Category(**one.model_dump()) for one in file.categories)
+    none = Category(**file.none.model_dump())
+    return Taxonomy(file.name, file.opening.strip(), categories, none, file.lines.model_dump(), lines=True)
+
+
+def _wrong_ids(categories: Any) -> list[str]:
+    """What is wrong with the ids of a file's categories, as far as it has any; case makes no difference."""
+    entries = categories if isinstance(categories, list) else []
+    ids = [one["id"] for one in entries if isinstance(one, dict) and isinstance(one.get("id"), str)]
+    counts, spelled = Counter(one.casefold() for one in ids), {one.casefold(): one for one in ids}
+    problems = [f"categories: {spelled[name]!r} occurs twice" for name, count in counts.items() if count > 1]
+    if NONE.casefold() in counts:
+        problems.append(f"categories: {NONE!r} is the category for none and has no rules; remove it")
+    return problems

@@ -12,19 +12,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlhf.data.rows import whole_characters
 from rlhf.guard.policy import RATINGS, Policy, Rating
 
 Status = Literal["json", "rescued", "invalid"]
 
 _WRAPPING = re.compile(r"</?s>|<\|im_end\|>|<\|endoftext\|>|```(?:json)?")
 _LEADING = re.compile(r"\Ajson\b\s*")
-_FIELD = r"[\"']{key}[\"']\s*:\s*[\"']([^\"'\n]*)[\"']"
-_RATING_KEY = re.compile(r"[\"']rating[\"']\s*:")
-_RATING = re.compile(_FIELD.format(key="rating"))
+_APOSTROPHES = re.compile("[\u2018\u2019\u02bc\uff07]")
+_RATING = re.compile(r"[\"']rating[\"']\s*:\s*(?:[\"']([^\"'\n]*)[\"'])?")
+_CLOSED = re.compile(r"[^\S\n]*(?:\n|,?\s*(?:[\"'}]|\Z))")  # behind a value; a form goes on with "|" or a word
+_QUOTED = re.compile(r"[\"'](Safe|Unsafe)[\"']")
 _CATEGORY = re.compile(r"[\"']category[\"']\s*:\s*\"([^\"\n]*)\"|[\"']category[\"']\s*:\s*'([^'\n]*)'")
 _RATIONALE = re.compile(r"[\"']rationale[\"']\s*:\s*[\"'](.*)\Z", re.DOTALL)
-_UNSAFE, _SAFE = re.compile(r"\b[Uu]nsafe\b"), re.compile(r"\bSafe\b")
-_DENIED = re.compile(r"(?:\b(?:not|never|neither|nor|no)|n't)\s+(?:\w+\s+){0,2}(?:[Uu]nsafe|Safe)\b")
+_UNSAFE, _SAFE = re.compile(r"\bun-?safe\b", re.IGNORECASE), re.compile(r"(?<![\w-])Safe\b")
+_DENIED = re.compile(
+    r"""
+    (?: \b(?: not | cannot | never | neither | nor | no | non | nothing | none | nobody | without | hardly | barely
+          | scarcely | unlikely | whether | doubt\w* | fail\w* | lack\w* | false | (?:less|rather)\s+than
+          | instead\s+of | far\s+from | anything\s+but )\b | n't\b )
+      (?: (?! ,\s+(?:and\s+)?(?:so|thus|hence|therefore|making)\b ) [^.!?;\n] ){0,200}?  # a conclusion is not denied
+      (?<!\w) (?:un-?)?safe\b
+    | \b(?:un-?)?safe\b [\"'*]* \s* (?: \? | or\s+not\b | [:=]\s*(?: not\b | false\b | no\b(?!\s+\w) ) )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +45,8 @@ class Verdict:
 
     json: the text is the object that the policy asks for. rescued: the rating was found in something else; `reason`
     says why. `categories` has at most one name unless the policy allows several, and only names that the policy has.
+    Its texts have whole characters only.
+    `silent` marks an invalid one of a guard that never answered: asked again, it may.
     """
 
     status: Status
@@ -41,11 +55,21 @@ class Verdict:
     rationale: str
     raw: str
     reason: str = ""
+    silent: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rationale", "raw", "reason"):
+            object.__setattr__(self, name, whole_characters(getattr(self, name)))
 
     @property
     def category(self) -> str | None:
         """The only or first category."""
         return self.categories[0] if self.categories else None
+
+
+def silent_verdict(reason: str) -> Verdict:
+    """What stands for the verdict of a guard that never answered."""
+    return Verdict("invalid", None, (), "", "", reason, silent=True)
 
 
 class _NotTheFormError(ValueError):
@@ -54,6 +78,13 @@ class _NotTheFormError(ValueError):
 
 def parse_verdict(raw: str, policy: Policy) -> Verdict:
     """The verdict in a guard's text under the policy that it was asked with. Never raises."""
+    try:
+        return _read(raw, policy)
+    except RecursionError:
+        return Verdict("invalid", None, (), "", raw, "JSON that is nested too deeply")
+
+
+def _read(raw: str, policy: Policy) -> Verdict:
     text = _LEADING.sub("", _WRAPPING.sub("", raw).strip())
     if not text:
         return Verdict("invalid", None, (), "", raw, "the answer is empty")
@@ -66,7 +97,7 @@ def parse_verdict(raw: str, policy: Policy) -> Verdict:
     if not isinstance(content, dict):
         return _rescued(text, raw, policy, f"expected a JSON object, found {type(content).__name__}")
     verdict = _from_object(content, raw, policy)
-    if verdict.rating and any(other != verdict.rating for other in _RATING.findall(text[end:])):
+    if verdict.rating and any(other not in ("", verdict.rating) for other in _RATING.findall(text[end:])):
         return Verdict("invalid", None, (), "", raw, "a second object has another rating")
     return verdict
 
@@ -144,17 +175,18 @@ def _categories(content: dict[str, Any], policy: Policy) -> tuple[tuple[str, ...
 
 def _rescued(text: str, raw: str, policy: Policy, problem: str) -> Verdict:
     """A rating out of broken JSON or prose; contradictions and denials are invalid."""
-    if _RATING_KEY.search(text):
-        found = {one for one in _RATING.findall(text) if one in RATINGS}
+    if values := list(_RATING.finditer(text)):
+        found = {one[1] if one[1] in RATINGS and _CLOSED.match(text, one.end()) else None for one in values}
+        found |= set(_QUOTED.findall(text))
         category = next((one or other for one, other in _CATEGORY.findall(text)), "")
         rationale = match[1].strip().rstrip("}").rstrip().rstrip("\"'") if (match := _RATIONALE.search(text)) else ""
     else:
         found = {name for name, form in (("Unsafe", _UNSAFE), ("Safe", _SAFE)) if form.search(text)}
         category, rationale = "", ""
-        if found and _DENIED.search(text):
-            return Verdict("invalid", None, (), "", raw, f"{problem}; the prose denies a rating")
-    if len(found) != 1:
-        why = "both ratings are named" if found else "no rating is named"
+        if found and _DENIED.search(_APOSTROPHES.sub("'", text)):
+            return Verdict("invalid", None, (), "", raw, f"{problem}; the prose denies or doubts a rating")
+    if len(found) != 1 or None in found:
+        why = "both ratings are named" if set(RATINGS) <= found else "no rating is named"
         return Verdict("invalid", None, (), "", raw, f"{problem}; {why}")
     rating: Rating = "Unsafe" if "Unsafe" in found else "Safe"
     categories = (category,) if category in policy.categories else ()

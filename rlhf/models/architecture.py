@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rlhf.config import resolve
 from rlhf.errors import ConfigError
 from rlhf.models.families import FAMILIES, family_of
+from rlhf.models.keys import Names, Part, part_of
 from rlhf.models.known import known_config, known_names
-
-Part = Literal["tower", "projector", "language", "lm_head"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,8 @@ class Architecture:
     tower_width: int
     tower_layers: int
     tower_intermediate: int
+    tower_patches: int  # that become one visual token
+    names: Names  # of parameters, in memory and on disk
 
     def count(self, *parts: Part) -> int:
         """Elements of these parts, of the whole model if none is named."""
@@ -99,9 +100,11 @@ def _read_config(path: str) -> Any:
 
 
 def _describe(name: str, config: Any, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> Architecture:
-    text, vision = config.text_config, config.vision_config
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"known kinds are {', '.join(FAMILIES)}")
+    text, family = config.text_config, family_of(config)
+    tower = family.tower_sizes
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    image_tokens = family_of(config).tokens_per_image if config.model_type in FAMILIES else None
     return Architecture(
         name=name,
         parameters=tuple(Parameter(key, part_of(key), shape) for key, shape in shapes),
@@ -112,19 +115,10 @@ def _describe(name: str, config: Any, shapes: Sequence[tuple[str, tuple[int, ...
         key_width=text.num_key_value_heads * head,
         intermediate=text.intermediate_size,
         vocabulary=text.vocab_size,
-        image_tokens=image_tokens,
-        tower_width=vision.hidden_size,
-        tower_layers=getattr(vision, "num_hidden_layers", None) or vision.depth,
-        tower_intermediate=vision.intermediate_size,
+        image_tokens=family.tokens_per_image,
+        tower_width=tower.width,
+        tower_layers=tower.layers,
+        tower_intermediate=tower.intermediate,
+        tower_patches=tower.patches,
+        names=family.names,
     )
-
-
-def part_of(name: str) -> Part:
-    """The part that a parameter belongs to, by its name in memory."""
-    if name.startswith("lm_head."):
-        return "lm_head"
-    if "multi_modal_projector." in name or ".visual.merger." in name:
-        return "projector"
-    if ".vision_tower." in name or ".visual." in name:
-        return "tower"
-    return "language"

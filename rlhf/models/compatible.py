@@ -19,7 +19,7 @@ def check_same_inputs(policy: ModelConfig, other: ModelConfig, key: str = "rewar
     Such a model gets the policy's own token ids and opens the same images, so it must agree with it on vocabulary,
     special ids, tokens per image, image settings and template. Raises ConfigError with every difference.
     """
-    ours, theirs = Processor.load(policy), Processor.load(other)
+    ours, theirs = Processor.load(policy), Processor.load(other, key)
     problems = [*_tokenizers(ours, theirs), *_images(ours, theirs)]
     if policy.template != other.template:
         problems.append(f"{key}.template is {other.template}, model.template is {policy.template}")

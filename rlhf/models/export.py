@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf.config import resolve
 from rlhf.learner import Learner
 from rlhf.models.heads import HEAD_FILE, ScalarModel
-from rlhf.models.keys import PROJECTOR
+from rlhf.models.keys import is_projector
 from rlhf.models.llava import VisionLanguage, load, save_pretrained
 from rlhf.models.lora import is_adapter, merged, save_adapter
 
@@ -39,10 +39,11 @@ def _write(learner: Learner, backbone: VisionLanguage, folder: Path) -> None:
             state.update({name: tensor.cpu().clone() for name, tensor in bucket})
     if dist.get_rank() == 0:
         if backbone.lora is not None:
-            projector = backbone.vlm.model.multi_modal_projector.linear_1.weight.requires_grad
+            projector = any(parameter.requires_grad for parameter in backbone.projector.parameters())
             base = resolve(backbone.processor.config.path)
+            state = _unquantised(backbone, state)
             save_adapter(state, backbone.lora, base, projector, folder / ADAPTER_FOLDER)
-            state = merged(_unquantised(backbone, state), backbone.lora.scale)
+            state = merged(state, backbone.lora.scale)
         save_pretrained(backbone.vlm.config, backbone.vlm.generation_config, state, folder)
         backbone.processor.save(folder)
     dist.barrier()
@@ -54,5 +55,5 @@ def _unquantised(backbone: VisionLanguage, state: dict[str, Tensor]) -> dict[str
     if config.quantise == "none":
         return state
     base = load(config.model_copy(update={"quantise": "none", "feature_store": None}), None, backbone.processor)
-    trained = {name: tensor for name, tensor in state.items() if is_adapter(name) or PROJECTOR in name}
+    trained = {name: tensor for name, tensor in state.items() if is_adapter(name) or is_projector(name)}
     return base.named_state() | trained

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.data.processor import Processor
-from rlhf.models.families import Family
 
 
 class TensorCache:
@@ -73,24 +72,24 @@ class FrozenTower:
     batch sizes, and then a resumed run would not equal an undisturbed one.
     """
 
-    def __init__(self, tower: nn.Module, family: Family, processor: Processor) -> None:
+    def __init__(self, tower: nn.Module, processor: Processor) -> None:
         self._tower = tower.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
         self._weights = self._tower.state_dict()  # whole, for export
-        family.shorten(self._tower)
-        self._family, self._processor = family, processor
+        self._family, self._processor = processor.family, processor
+        self._family.shorten(self._tower)
         self._cache = TensorCache(processor.config.feature_cache_mb * 2**20)
         folder = processor.feature_store
         self._store = FeatureStore(folder, self._origin()) if folder is not None else None
         self.forwards = 0
 
     def features(self, paths: Sequence[str]) -> Tensor:
-        """[crops of all images, tokens, width] on the tower's device: hidden states as the projector expects them."""
+        """Hidden states of all images on the tower's device, as the projector expects them (`Family.states`)."""
         device = next(self._tower.parameters()).device
         return torch.cat([self._cache.get(path, self._find).to(device) for path in paths])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights under their full names in the model."""
-        return {f"model.vision_tower.{name}": tensor for name, tensor in self._weights.items()}
+        return {f"{self._family.tower_path}.{name}": tensor for name, tensor in self._weights.items()}
 
     def _find(self, path: str) -> Tensor:
         return self._store.get(path, self._one) if self._store is not None else self._one(path)
@@ -98,27 +97,20 @@ class FrozenTower:
     @torch.no_grad()
     def _one(self, path: str) -> Tensor:
         parameter = next(self._tower.parameters())
-        crops = as_crops(self._processor.pixels(path)).to(parameter.device, parameter.dtype)
+        stacked = self._family.stack([self._processor.pixels(path)]).to(parameter.device, parameter.dtype)
         self.forwards += 1
-        return self._family.states(self._tower, crops)
+        return self._family.states(self._tower, stacked, [self._processor.image_size(path)])
 
     def _origin(self) -> str:
         """Digest of everything but the image that decides the features: weights, layers, preprocessing, device."""
         parameter = next(self._tower.parameters())
-        config = self._family.config
         settings = (
-            config.model_type,
-            config.vision_feature_layer,
-            config.vision_feature_select_strategy,
+            self._family.architecture,
+            *self._family.tower_settings,
             self._processor.image_settings(),
             parameter.device.type,
         )
         return _digest(repr(settings), self._tower.state_dict().items())
-
-
-def as_crops(pixels: Tensor) -> Tensor:
-    """[crops, 3, H, W] of one image's pixels, which have no first dimension if there is nothing but one crop."""
-    return pixels if pixels.dim() == 4 else pixels[None]
 
 
 def _digest(settings: str, weights: Iterable[tuple[str, Tensor]]) -> str:

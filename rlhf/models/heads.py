@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.batch import TokenBatch
+from rlhf.config import ModelConfig, resolve
+from rlhf.errors import ConfigError
 from rlhf.masking import last_index
 from rlhf.models.draws import fresh_draws
 from rlhf.models.llava import VisionLanguage
@@ -65,6 +67,18 @@ class ScalarModel(nn.Module):
         weight = load_file(folder / HEAD_FILE)["head.weight"]
         with torch.no_grad():
             self.head.weight.copy_(weight)
+
+
+def check_head(model: ModelConfig, key: str = "reward.model") -> None:
+    """Raise ConfigError unless `model` (`key` in the configuration) is a directory with a scalar head beside it."""
+    path = Path(resolve(model.path))
+    if not (path / HEAD_FILE).is_file():
+        raise ConfigError(
+            [
+                f"{key}.path: {path} has no {HEAD_FILE}, so it is no reward model; run jobs/train_reward_model.py "
+                "first, and name the folder `model` of its run"
+            ]
+        )
 
 
 def scores_of(scalars: Tensor, tokens: TokenBatch) -> Tensor:

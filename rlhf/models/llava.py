@@ -1,4 +1,4 @@
-"""Loading, freezing and running LLaVA and its relatives (`rlhf/models/families.py`).
+"""Loading, freezing and running LLaVA and its relatives (`rlhf/models/families/`).
 
 `VisionLanguage` is the module that DeepSpeed wraps: language model, projector, and the vision tower only if it learns.
 A frozen tower lives outside it (`FrozenTower`), whole on every rank: its features are computed once per image, ZeRO-3
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from rlhf.batch import TokenBatch
 from rlhf.config import LoraConfig, ModelConfig, TrainableConfig, resolve
 from rlhf.data.processor import Processor, check_architecture
-from rlhf.errors import ConfigError, DataError, TrainingError
-from rlhf.models.families import FAMILIES, Family, family_of
-from rlhf.models.features import FrozenTower, TensorCache, as_crops
-from rlhf.models.keys import to_hub
+from rlhf.errors import DataError, TrainingError
+from rlhf.models.adapters import check_adapter
+from rlhf.models.families import FAMILIES, Family
+from rlhf.models.features import FrozenTower, TensorCache
+from rlhf.models.keys import part_of, to_hub
 from rlhf.models.lora import adapters_off, attach, is_adapter, merge_into
 from rlhf.models.quantised import quantisation
 from rlhf.models.token_logprobs import TokenHead
@@ -36,7 +38,7 @@ class VisionLanguage(nn.Module):
         super().__init__()
         vlm.lm_head = TokenHead.around(vlm.lm_head)
         self.vlm = vlm
-        self.family: Family = family_of(vlm.config)
+        self.family: Family = processor.family
         self.pack = self.family.packer(vlm.model)
         self.processor = processor
         self.tower = tower  # no nn.Module, hence no parameters of this module
@@ -51,9 +53,7 @@ class VisionLanguage(nn.Module):
         attach(self.vlm.model.language_model, lora)
         self.lora = lora
         if projector:
-            self._first_projector = (
-                _whole_copy(self.vlm.model.multi_modal_projector, self.vlm.config).requires_grad_(False),
-            )
+            self._first_projector = (_whole_copy(self.projector).requires_grad_(False),)
 
     @contextmanager
     def as_loaded(self) -> Iterator[None]:
@@ -66,6 +66,12 @@ class VisionLanguage(nn.Module):
                 yield
         finally:
             self._as_first = False
+
+    @property
+    def projector(self) -> nn.Module:
+        """What makes embeddings of the tower's states."""
+        module: nn.Module = self.vlm.get_submodule(self.family.projector_path)
+        return module
 
     @property
     def hidden_size(self) -> int:
@@ -91,8 +97,8 @@ class VisionLanguage(nn.Module):
         embeddings = model.get_input_embeddings()(input_ids)  # [B, T, H]
         distinct = {path: place for place, path in enumerate(dict.fromkeys(paths))}
         visual = self._visual(list(distinct), device)  # one [visual tokens, H] per image
+        places = (input_ids == self.processor.image_id) & ~tokens.response_mask.to(device)  # [B, T]
         if paths:
-            places = (input_ids == self.processor.image_id) & ~tokens.response_mask.to(device)  # [B, T]
             needed = [0 if path is None else len(visual[distinct[path]]) for path in tokens.images]
             if (found := places.sum(dim=1).tolist()) != needed:
                 raise DataError(f"rows have {found} placeholders, their images need {needed}")
@@ -100,10 +106,11 @@ class VisionLanguage(nn.Module):
             embeddings = embeddings.masked_scatter(places[..., None], flat.to(embeddings.dtype))
         elif self.training:
             embeddings = embeddings + 0.0 * visual[0].sum()
+        sizes = [None if path is None else self.processor.image_size(path) for path in tokens.images]
         return model.language_model(
             inputs_embeds=embeddings,
             attention_mask=tokens.attention_mask.to(device) if attention_mask is None else attention_mask,
-            position_ids=position_ids,
+            position_ids=self.family.positions(position_ids, places, sizes),
             use_cache=False,
         ).last_hidden_state
 
@@ -117,35 +124,31 @@ class VisionLanguage(nn.Module):
     def _visual(self, paths: Sequence[str], device: torch.device) -> tuple[Tensor, ...]:
         """One [visual tokens, H] per image, or of a blank if there is none."""
         sizes = [self.processor.image_size(path) for path in paths] or [self.family.blank]
-        projector = self.vlm.model.multi_modal_projector
-        if self._as_first and self._first_projector:
-            projector = self._first_projector[0].to(device)
-        packed = self.pack(projector(self._states(paths, device)), sizes)
-        return torch.split(packed, [self.family.image_tokens(size) for size in sizes])
-
-    def _states(self, paths: Sequence[str], device: torch.device) -> Tensor:
-        """[crops, tokens, width] hidden states of the tower, of a blank's crops if there is no image."""
-        crops = self.family.crops(self.family.blank)
-        if self.tower is not None:
+        if self.tower is None:
+            pixels = [self.pixels.get(path, self.processor.pixels) for path in paths]
+            stacked = self.family.stack(pixels) if pixels else torch.zeros(self.family.blank_pixels)
+            projected = self.family.see(self.vlm.model, stacked.to(device, self.vlm.dtype), sizes)
+        else:
             if paths:
-                return self.tower.features(paths).to(device)
-            width = self.vlm.model.multi_modal_projector.linear_1.in_features
-            return torch.zeros(crops, self.family.crop_tokens, width, dtype=self.vlm.dtype, device=device)
-        pixels = [as_crops(self.pixels.get(path, self.processor.pixels)) for path in paths]
-        batch = torch.cat(pixels or [torch.zeros(crops, 3, *self.family.blank)])
-        return self.family.states(self.vlm.model.vision_tower, batch.to(device, self.vlm.dtype))
+                states = self.tower.features(paths).to(device)
+            else:
+                states = torch.zeros(self.family.blank_states, dtype=self.vlm.dtype, device=device)
+            first = self._as_first and self._first_projector
+            projected = (self._first_projector[0].to(device) if first else self.projector)(states)
+        return torch.split(self.pack(projected, sizes), [self.family.image_tokens(size) for size in sizes])
 
 
 def load(config: ModelConfig, trainable: TrainableConfig | None, processor: Processor | None = None) -> VisionLanguage:
     """Read a model directory; `trainable=None` freezes everything (reference, reward model).
 
     Under a live `HfDeepSpeedConfig` of stage 3 the parameters arrive partitioned; a frozen tower is gathered whole.
-    Raises ConfigError if there is no model, or one of another architecture.
+    Raises ConfigError if there is no model, one of another architecture, or an adapter of another base.
     """
     from transformers import AutoModelForImageTextToText
 
     path = resolve(config.path)
     check_architecture(config)
+    check_adapter(config)
     processor = processor or Processor.load(config)
     vlm = AutoModelForImageTextToText.from_pretrained(
         path,
@@ -155,10 +158,8 @@ def load(config: ModelConfig, trainable: TrainableConfig | None, processor: Proc
     )
     tower = None
     if trainable is None or not trainable.vision_tower:
-        tower = FrozenTower(_detach_tower(vlm), family_of(vlm.config), processor)
+        tower = FrozenTower(_detach_tower(vlm, processor.family), processor)
     if config.adapter is not None:
-        if config.quantise != "none":
-            raise ConfigError(["model.adapter cannot be merged into quantised weights: set model.quantise=none"])
         merge_into(vlm, Path(resolve(config.adapter)))
     if trainable is not None and trainable.gradient_checkpointing:
         vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -174,42 +175,42 @@ def save_pretrained(config: Any, generation_config: Any, state: Mapping[str, Ten
     from huggingface_hub import save_torch_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    named = {to_hub(name): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    family = FAMILIES[config.model_type]
+    named = {to_hub(name, family.names): tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_torch_state_dict(named, folder, max_shard_size="5GB")
-    config.architectures = [FAMILIES[config.model_type].architecture]
+    config.architectures = [family.architecture]
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # what is written is whole
     config.save_pretrained(folder)
     generation_config.save_pretrained(folder)
 
 
-def _detach_tower(vlm: Any) -> nn.Module:
-    tower: nn.Module = vlm.model.vision_tower
-    vlm.model.vision_tower = None
-    return _whole_copy(tower, vlm.config.vision_config) if hasattr(next(tower.parameters()), "ds_id") else tower
+def _detach_tower(vlm: Any, family: Family) -> nn.Module:
+    tower: nn.Module = vlm.get_submodule(family.tower_path)
+    if hasattr(next(tower.parameters()), "ds_id"):
+        tower = _whole_copy(tower)
+    family.take_tower(vlm.model, tower)
+    return tower
 
 
-def _whole_copy(module: nn.Module, config: Any) -> nn.Module:
+def _whole_copy(module: nn.Module) -> nn.Module:
     """The same module with weights of its own, which ZeRO-3 does not partition."""
     parameters = list(module.parameters())
-    copy = type(module)(config).to(parameters[0].dtype)
     if not hasattr(parameters[0], "ds_id"):
-        copy.load_state_dict(module.state_dict())
-        return copy
+        return deepcopy(module)
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(parameters):
-        copy.load_state_dict(module.state_dict())
-    return copy
+        return deepcopy(module)
 
 
 def _set_trainable(vlm: Any, trainable: TrainableConfig | None) -> None:
     for name, parameter in vlm.named_parameters():
         if trainable is None:
             learns = False
-        elif name.startswith("model.vision_tower."):
+        elif part_of(name) == "tower":
             learns = trainable.vision_tower
-        elif name.startswith("model.multi_modal_projector."):
+        elif part_of(name) == "projector":
             learns = trainable.projector
         elif name == "model.image_newline":
             learns = trainable.projector and trainable.lora is None  # PEFT's format has no place for it

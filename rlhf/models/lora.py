@@ -8,24 +8,27 @@ Three spellings of one parameter: in memory `model.language_model.X.q_proj.lora_
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from rlhf.config import LoraConfig
 from rlhf.errors import CheckpointError
 from rlhf.learner import whole_for_writing
 from rlhf.models.draws import fresh_draws
-from rlhf.models.keys import PROJECTOR, to_hub
+from rlhf.models.keys import Names, is_projector, projector_of, to_hub
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+BASE_DIGEST = "base_digest"  # in the metadata of the weights, where PEFT does not look
 
 _CHECKPOINT_PREFIX = "base_model.model."
-_LAYERS = "model.language_model."
+_LAYER = re.compile(r"model\.language_model\.layers\.(\d+)\.")
 
 
 def attach(language_model: nn.Module, config: LoraConfig) -> None:
@@ -85,9 +88,9 @@ def memory_name(name: str) -> str:
     return inner.replace(".weight", ".default.weight") if is_adapter(name) else inner
 
 
-def wire_name(name: str) -> str:
+def wire_name(name: str, names: Names) -> str:
     """Name under which a trained parameter travels to a rollout engine: a PEFT checkpoint's, or the hub's."""
-    return checkpoint_name(name) if is_adapter(name) else to_hub(name)
+    return checkpoint_name(name) if is_adapter(name) else to_hub(name, names)
 
 
 def merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -105,20 +108,47 @@ def merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
 
 
 def save_adapter(state: Mapping[str, Tensor], config: LoraConfig, base: str, projector: bool, folder: Path) -> None:
-    """Write what PEFT loads onto `base`: the adapters in `state` and, if it was trained, the projector (trap T6)."""
+    """Write what PEFT loads onto `base`: the adapters in `state` and, if it was trained, the projector (trap T6).
+
+    `state` has the base's own weights, too: their digest is written beside, by which another base is refused.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     kept = {
         checkpoint_name(name): tensor.detach().cpu().contiguous()
         for name, tensor in state.items()
-        if is_adapter(name) or (projector and PROJECTOR in name)
+        if is_adapter(name) or (projector and is_projector(name))
     }
-    save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(peft_config(config, base, projector), indent=2) + "\n")
+    own = {without_adapter(name): tensor for name, tensor in state.items() if not is_adapter(name)}
+    digest = base_digest((name, own[name]) for name in tell_apart(own, projector=not projector))
+    save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt", BASE_DIGEST: digest})
+    module = next((module for name in state if (module := projector_of(name))), None) if projector else None
+    (folder / CONFIG_FILE).write_text(json.dumps(peft_config(config, base, module), indent=2) + "\n")
 
 
-def peft_config(config: LoraConfig, base: str, projector: bool) -> dict[str, Any]:
+def tell_apart(names: Collection[str], projector: bool) -> list[str]:
+    """The parameters that tell a base from others of its shapes: its last decoder layer, and the projector if asked.
+
+    Tuning in full or with merged adapters changes the layer; an adapter that has a projector brings its own.
+    """
+    numbered = [(match, name) for name in names if (match := _LAYER.match(name))]
+    last = max((int(match[1]) for match, _ in numbered), default=0)
+    layer = [name for match, name in numbered if int(match[1]) == last]
+    return layer + [name for name in names if projector and is_projector(name)]
+
+
+def base_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of tensors by name, as bfloat16: the precision of the files and that of the training count for nothing."""
+    state = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        state.update(f"{name} {tuple(tensor.shape)}".encode())
+        plain = tensor.detach().to("cpu", torch.bfloat16).contiguous()
+        state.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def peft_config(config: LoraConfig, base: str, projector: str | None) -> dict[str, Any]:
     """The content of adapter_config.json. The pattern keeps PEFT away from layers of the same names in the tower."""
     return {
         "peft_type": "LORA",
@@ -128,54 +158,32 @@ def peft_config(config: LoraConfig, base: str, projector: bool) -> dict[str, Any
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "target_modules": rf".*language_model\..*\.({'|'.join(config.targets)})",
-        "modules_to_save": [PROJECTOR] if projector else None,
+        "modules_to_save": [projector] if projector else None,
         "bias": "none",
         "inference_mode": True,
     }
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], float]:
-    """Tensors of a PEFT LoRA directory under their names in memory, and the scale. Raises CheckpointError.
-
-    Of what a model has beside adapters only the projector may be in it.
-    """
+    """Tensors of a PEFT LoRA directory under their names in memory, and the scale; `check_adapter` has seen it."""
     from safetensors.torch import load_file
 
-    try:
-        settings = json.loads((folder / CONFIG_FILE).read_text())
-        tensors = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is no PEFT adapter directory: {error}") from error
-    if settings.get("peft_type") != "LORA":
-        raise CheckpointError(f"{folder / CONFIG_FILE}: peft_type is {settings.get('peft_type')!r}, only LORA is known")
-    named = {}
-    for name, tensor in tensors.items():
-        if not is_adapter(name) and PROJECTOR not in name:
-            raise CheckpointError(f"{folder / WEIGHTS_FILE}: {name} is neither an adapter nor the projector")
-        named[memory_name(name)] = tensor
-    return named, float(settings["lora_alpha"]) / int(settings["r"])
+    settings = json.loads((folder / CONFIG_FILE).read_text())
+    tensors = load_file(folder / WEIGHTS_FILE)
+    scale = float(settings["lora_alpha"]) / int(settings["r"])
+    return {memory_name(name): tensor for name, tensor in tensors.items()}, scale
 
 
 def merge_into(model: nn.Module, folder: Path) -> None:
-    """Add a PEFT adapter to the weights of `model`, and take its projector if it has one.
-
-    Raises CheckpointError naming the tensor if the adapter was trained on another model.
-    """
+    """Add a PEFT adapter of this model to its weights, and take its projector if it has one."""
     tensors, scale = read_adapter(folder)
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if ".lora_B." in name:
             continue
-        target = name.replace(".lora_A.default.", ".")
         if is_adapter(name):
             tensor = scale * (tensors[name.replace(".lora_A.", ".lora_B.")].float() @ tensor.float())
-        with whole_for_writing(parameters.get(target)) as parameter:
-            if parameter is None or parameter.shape != tensor.shape:
-                found = "no such parameter" if parameter is None else f"shape {tuple(parameter.shape)}"
-                raise CheckpointError(
-                    f"{folder}: {name} changes {target} of shape {tuple(tensor.shape)}, the model has {found}: "
-                    "this adapter was trained on another base model"
-                )
+        with whole_for_writing(parameters[name.replace(".lora_A.default.", ".")]) as parameter:
             value = parameter.float() + tensor if is_adapter(name) else tensor
             with torch.no_grad():
                 parameter.copy_(value.to(parameter.dtype))

@@ -20,7 +20,7 @@ from torch import Tensor
 from rlhf.data.template import IMAGE_TAG
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.conversion import Aside, Expected, find, read_json, renamed
-from rlhf.models.keys import from_hub, to_hub
+from rlhf.models.keys import LLAVA, from_hub, to_hub
 from rlhf.models.shards import ShardWriter, read_tensors
 from rlhf.models.tiny import CHAT_TEMPLATE, PAD
 
@@ -57,13 +57,13 @@ def native_to_hub(name: str) -> str:
     """Hub name of a native parameter; raises KeyError for a name of another architecture."""
     for prefix, replacement in _TO_MEMORY:
         if name.startswith(prefix):
-            return to_hub(replacement + name[len(prefix) :])
+            return to_hub(replacement + name[len(prefix) :], LLAVA)
     raise KeyError(name)
 
 
 def hub_to_native(name: str) -> str:
     """The inverse of `native_to_hub`."""
-    inside = from_hub(name)
+    inside = from_hub(name, LLAVA)
     for prefix, replacement in _TO_MEMORY:
         if inside.startswith(replacement):
             return prefix + inside[len(replacement) :]
@@ -249,7 +249,7 @@ def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
-    return {to_hub(name): tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    return {to_hub(name, LLAVA): tuple(tensor.shape) for name, tensor in model.named_parameters()}
 
 
 def _require_same_tower(name: str, tensor: Tensor, originals: Mapping[str, Tensor], folder: Path, tower: Path) -> None:

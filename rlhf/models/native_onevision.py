@@ -20,7 +20,7 @@ from torch import Tensor
 from rlhf.data.template import IMAGE_TAG
 from rlhf.errors import CheckpointError, ConfigError
 from rlhf.models.conversion import Aside, Expected, find, read_json, renamed
-from rlhf.models.keys import to_hub
+from rlhf.models.keys import LLAVA, to_hub
 from rlhf.models.native import ROUND_VOCABULARY, hub_to_native, native_to_hub
 from rlhf.models.shards import ShardWriter, read_tensors
 from rlhf.models.tiny import VIDEO_TAG
@@ -230,7 +230,7 @@ def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
     with torch.device("meta"):
         model = LlavaOnevisionForConditionalGeneration(config)
-    return {to_hub(name): tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    return {to_hub(name, LLAVA): tuple(tensor.shape) for name, tensor in model.named_parameters()}
 
 
 def _without_tied_head(tensors: Iterable[tuple[str, Tensor]], config: Any, at: Path) -> Iterator[tuple[str, Tensor]]:

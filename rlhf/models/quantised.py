@@ -11,7 +11,12 @@ from typing import Any
 from rlhf.config import ModelConfig, TrainableConfig
 from rlhf.errors import ConfigError
 
-_WHOLE = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # matched from the start of a name
+_WHOLE = [
+    "model.vision_tower",
+    "model.multi_modal_projector",
+    "model.visual",
+    "lm_head",
+]  # matched from the start of a name
 
 
 def quantisation(config: ModelConfig, trainable: TrainableConfig | None) -> dict[str, Any]:
@@ -36,3 +41,10 @@ def quantisation(config: ModelConfig, trainable: TrainableConfig | None) -> dict
             llm_int8_skip_modules=_WHOLE,
         )
     return {"quantization_config": settings}
+
+
+def partition_problem(config: ModelConfig, partitioned: bool) -> str:
+    """Why quantised weights cannot be shared out over ranks, if they are to be; "" if they can."""
+    if config.quantise == "none" or not partitioned:
+        return ""
+    return f"model.quantise={config.quantise}: ZeRO-3 cannot partition quantised weights; use stage 2, or whole weights"

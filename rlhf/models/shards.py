@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import xxhash
 from torch import Tensor
 
 from rlhf.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
-_INDICES = (INDEX, "pytorch_model.bin.index.json")
+INDICES = (INDEX, "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
+_DECISIVE = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")  # weights, settings, tokenizer, template
 
 
 def shard_files(folder: Path) -> list[Path]:
     """The weight files of a transformers directory, safetensors preferred. Raises CheckpointError if one is missing."""
-    for index, single in zip(_INDICES, _SINGLE, strict=True):
+    for index, single in zip(INDICES, _SINGLE, strict=True):
         if (folder / index).exists():
             try:
                 names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
@@ -34,25 +36,36 @@ def shard_files(folder: Path) -> list[Path]:
     raise CheckpointError(f"{folder} holds neither safetensors nor pytorch_model.bin weights")
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its name, shard after shard. `.bin` files are read as data only, never as code."""
+def directory_digest(folder: Path) -> str:
+    """A hash of the files of a model or adapter directory that decide what it computes, in either format of weights."""
+    state = xxhash.xxh3_128()
+    for file in sorted(file for file in folder.iterdir() if file.suffix in _DECISIVE):
+        state.update(file.name.encode())
+        with file.open("rb") as content:
+            while chunk := content.read(2**22):
+                state.update(chunk)
+    return state.hexdigest()
+
+
+def read_tensors(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor whose name is wanted, shard after shard. `.bin` files are read as data only, never as code."""
     for path in shard_files(folder):
         try:
             if path.suffix == ".safetensors":
-                yield from _safetensors(path)
+                yield from _safetensors(path, wanted)
             else:
-                yield from _pickled(path)
+                yield from ((name, tensor) for name, tensor in _pickled(path) if wanted(name))
         except CheckpointError:
             raise
         except Exception as error:  # both libraries raise many kinds for a damaged file
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _safetensors(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (no mapping)
+        for name in filter(wanted, file.keys()):
             yield name, file.get_tensor(name)
 
 

@@ -15,15 +15,19 @@ from rlhf.data.template import IMAGE_TAG
 BOS, EOS, UNK, PAD = "<s>", "</s>", "<unk>", "<pad>"
 VIDEO_TAG = "<video>"  # LLaVA-OneVision's processor wants one; no prompt of ours has it
 
-TinyKind = Literal["llava", "llava_interleave", "llava_next", "llava_onevision"]
-_QWEN: tuple[TinyKind, ...] = ("llava_interleave", "llava_onevision")
+TinyKind = Literal["llava", "llava_interleave", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl"]
+_SIGLIP: tuple[TinyKind, ...] = ("llava_interleave", "llava_onevision")
+_QWEN_VL: tuple[TinyKind, ...] = ("qwen2_vl", "qwen2_5_vl")
+_QWEN = (*_SIGLIP, *_QWEN_VL)
+_QWEN_VL_TAGS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
 class TinyConfig(Config):
     """Sizes of the embedded model."""
 
     kind: TinyKind = "llava"
-    """llava, llava_next: CLIP and Llama; llava_interleave, llava_onevision: SigLIP and Qwen2 with tied embeddings."""
+    """llava, llava_next: CLIP and Llama; llava_interleave, llava_onevision: SigLIP and Qwen2 with tied embeddings;
+    qwen2_vl, qwen2_5_vl: their own tower and decoder, tied, for images of up to 4 x `image_size`^2 pixels."""
     vocabulary: int = Field(default=700, ge=300)
     """Byte-level BPE tokens, learned from the training text."""
     hidden: int = Field(default=128, ge=8)
@@ -46,8 +50,23 @@ def build(config: TinyConfig, corpus: Iterable[str], folder: Path, seed: int = 0
     """Write a randomly initialised model with its own tokenizer and image processor into `folder`."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    siglip = config.kind in _QWEN
     tokenizer = _train_tokenizer(config, corpus)
+    settings = (_qwen_vl if config.kind in _QWEN_VL else _llava)(config, tokenizer)
+    torch.manual_seed(seed)
+    architecture = AutoConfig.for_model("llava" if config.kind == "llava_interleave" else config.kind, **settings)
+    model = AutoModelForImageTextToText.from_config(architecture)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    folder.mkdir(parents=True, exist_ok=True)
+    from rlhf.models.llava import save_pretrained
+
+    save_pretrained(model.config, model.generation_config, dict(model.named_parameters()), folder)
+    processor = _qwen_vl_processor if config.kind in _QWEN_VL else _processor
+    processor(config, tokenizer).save_pretrained(folder)
+
+
+def _llava(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
+    siglip = config.kind in _SIGLIP
     settings: dict[str, Any] = {
         "vision_config": _siglip(config) if siglip else _clip(config),
         "text_config": _decoder(config, tokenizer),
@@ -60,16 +79,27 @@ def build(config: TinyConfig, corpus: Iterable[str], folder: Path, seed: int = 0
         settings["image_grid_pinpoints"] = _grid(config)
     if config.kind == "llava_onevision":
         settings["video_token_index"] = tokenizer.convert_tokens_to_ids(VIDEO_TAG)
-    torch.manual_seed(seed)
-    architecture = AutoConfig.for_model("llava" if config.kind == "llava_interleave" else config.kind, **settings)
-    model = AutoModelForImageTextToText.from_config(architecture)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    folder.mkdir(parents=True, exist_ok=True)
-    from rlhf.models.llava import save_pretrained
+    return settings
 
-    save_pretrained(model.config, model.generation_config, dict(model.named_parameters()), folder)
-    _processor(config, tokenizer).save_pretrained(folder)
+
+def _qwen_vl(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
+    """The decoder's settings of M-RoPE are in the proportions of the published models: a quarter for time."""
+    text = _decoder(config, tokenizer).to_dict()
+    half = config.hidden // config.heads // 2
+    sections = [half // 4, (half - half // 4) // 2, half - half // 4 - (half - half // 4) // 2]
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections}
+    sizes: dict[str, Any] = {"depth": config.vision_layers, "num_heads": config.heads, "patch_size": config.patch_size}
+    if config.kind == "qwen2_vl":
+        vision = {**sizes, "embed_dim": config.hidden, "hidden_size": config.hidden, "mlp_ratio": 4}
+    else:
+        vision = {**sizes, "hidden_size": config.hidden, "intermediate_size": 4 * config.hidden}
+        # windows of two by two tokens in all layers but the last
+        windows = {"window_size": 4 * config.patch_size, "fullatt_block_indexes": [config.vision_layers - 1]}
+        vision |= {"out_hidden_size": config.hidden, **windows}
+    names = {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>", "image": "<|image_pad|>"}
+    ids = {name: tokenizer.convert_tokens_to_ids(tag) for name, tag in {**names, "video": "<|video_pad|>"}.items()}
+    named = {f"{name}_token_id": number for name, number in ids.items()}
+    return {"text_config": text, "vision_config": vision, "tie_word_embeddings": True, **named}
 
 
 def _clip(config: TinyConfig) -> Any:
@@ -155,12 +185,33 @@ def _processor(config: TinyConfig, tokenizer: Any) -> Any:
     return LlavaProcessor(image_processor=CLIPImageProcessor(**crop), **about, **patches)
 
 
+def _qwen_vl_processor(config: TinyConfig, tokenizer: Any) -> Any:
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    size = {"shortest_edge": config.image_size**2, "longest_edge": 4 * config.image_size**2}
+    about: dict[str, Any] = {"size": size, "patch_size": config.patch_size}
+    kind = Qwen2VLProcessor if config.kind == "qwen2_vl" else Qwen2_5_VLProcessor
+    return kind(
+        image_processor=Qwen2VLImageProcessor(**about),
+        video_processor=Qwen2VLVideoProcessor(**about),
+        tokenizer=tokenizer,
+        chat_template=QWEN_VL_CHAT_TEMPLATE,
+    )
+
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}USER: {% if m.content is string %}{{ m.content }}{% else %}"
     "{% for c in m.content %}{% if c.type == 'image' %}<image>\n{% endif %}{% endfor %}"
     "{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endif %} "
     "{% else %}ASSISTANT: {% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}{% endif %}</s>"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+QWEN_VL_CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are a helpful assistant."
+    "<|im_end|>\n{% endif %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -172,7 +223,9 @@ def _train_tokenizer(config: TinyConfig, corpus: Iterable[str]):  # type: ignore
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     qwen = config.kind in _QWEN  # whose tokenizer puts nothing before a text
-    special = [UNK, BOS, EOS, PAD, IMAGE_TAG, *([VIDEO_TAG] if config.kind == "llava_onevision" else [])]
+    eos = "<|im_end|>" if config.kind in _QWEN_VL else EOS
+    tags = _QWEN_VL_TAGS if config.kind in _QWEN_VL else (IMAGE_TAG,)
+    special = [UNK, BOS, eos, PAD, *tags, *([VIDEO_TAG] if config.kind == "llava_onevision" else [])]
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocabulary,
         special_tokens=special,
@@ -189,7 +242,7 @@ def _train_tokenizer(config: TinyConfig, corpus: Iterable[str]):  # type: ignore
         tokenizer_object=tokenizer,
         unk_token=UNK,
         bos_token=None if qwen else BOS,
-        eos_token=EOS,
+        eos_token=eos,
         pad_token=PAD,
         additional_special_tokens=special[4:],
         padding_side="right",

@@ -7,6 +7,7 @@ and add its config to `RewardConfig`'s union and its line to `build_reward`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from rlhf.batch import Score
@@ -28,13 +29,13 @@ class RewardFunction(Protocol):
         """One score per rollout, in order; parts sum to the value."""
 
 
-def build_reward(config: RewardConfig) -> RewardFunction:
-    """The reward that a configuration describes."""
+def build_reward(config: RewardConfig, weights: str = "whole") -> RewardFunction:
+    """The reward that a configuration describes; `weights` of its reward models as in `FrozenRoleConfig`."""
     if isinstance(config, MixtureRewardConfig):
-        return MixtureReward(config, build_reward)
+        return MixtureReward(config, partial(build_reward, weights=weights))
     if isinstance(config, RefusalRewardConfig):
         return RefusalReward(config)
-    return GuardReward(config) if isinstance(config, GuardRewardConfig) else LearnedReward(config)
+    return GuardReward(config) if isinstance(config, GuardRewardConfig) else LearnedReward(config, weights)
 
 
 def single_rewards(config: RewardConfig) -> list[tuple[str, PartConfig]]:
@@ -43,7 +44,10 @@ def single_rewards(config: RewardConfig) -> list[tuple[str, PartConfig]]:
         return [("reward", config)]
     parts: dict[str, Sequence[WeightedConfig | CostConfig]] = {"rewards": config.rewards, "costs": config.costs}
     return [
-        (f"reward.{key}.{place}.reward", one.reward) for key, found in parts.items() for place, one in enumerate(found)
+        (f"reward.{key}.{place}.reward", one.reward)
+        for key, found in parts.items()
+        for place, one in enumerate(found)
+        if one.reward is not None
     ]
 
 
@@ -52,7 +56,11 @@ def learned_rewards(config: RewardConfig) -> list[tuple[str, LearnedRewardConfig
     return [(key, one) for key, one in single_rewards(config) if isinstance(one, LearnedRewardConfig)]
 
 
+def guard_rewards(config: RewardConfig) -> list[GuardRewardConfig]:
+    """The guards in a configuration, wherever they answer."""
+    return [one for _, one in single_rewards(config) if isinstance(one, GuardRewardConfig)]
+
+
 def guard_engines(config: RewardConfig) -> list[tuple[ModelConfig, RolloutConfig]]:
     """The guards in a configuration that answer in the reward's own process: what they are and their engines."""
-    guards = [one for _, one in single_rewards(config) if isinstance(one, GuardRewardConfig)]
-    return [(one.model, one.rollout) for one in guards if one.model is not None]
+    return [(one.model, one.rollout) for one in guard_rewards(config) if one.model is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +13,8 @@ from pydantic import Field
 from rlhf.batch import Score, TokenBatch, deal
 from rlhf.config import Config, ModelConfig, resolve
 from rlhf.data.processor import Processor
+from rlhf.models.build import build_frozen
 from rlhf.models.heads import ScalarModel, scores_of
-from rlhf.models.llava import load
 from rlhf.roles import Rollout
 
 
@@ -30,13 +31,12 @@ class LearnedRewardConfig(Config):
 class LearnedReward:
     """Scores the policy's own token ids: no text is rendered again, so no token can differ (seed trap T9)."""
 
-    def __init__(self, config: LearnedRewardConfig) -> None:
+    def __init__(self, config: LearnedRewardConfig, weights: str = "whole") -> None:
+        """`weights` as in `FrozenRoleConfig`; unless whole, all ranks score together, and equally many rollouts."""
         self._config = config
         self._processor = Processor.load(config.model)
-        backbone = load(config.model, None, self._processor)
-        self._model = ScalarModel(backbone, Path(resolve(config.model.path))).eval().requires_grad_(False)
-        if torch.cuda.is_available():
-            self._model.cuda()
+        kind = partial(ScalarModel, head_from=Path(resolve(config.model.path)))
+        self._model = build_frozen(kind, config.model, weights, self._processor)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """The head's output at the last answer token."""

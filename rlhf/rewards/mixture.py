@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
@@ -30,12 +30,30 @@ class WeightedConfig(Config):
 
 
 class CostConfig(Config):
-    """Something that is measured and not wanted; the section `constraints` says how much of it is borne."""
+    """Something that is measured and not wanted; the section `constraints` says how much of it is borne.
+
+    A cost is scale x value + offset of any reward: of a guard worth 1 and -1, scale -0.5 and offset 0.5 make the share
+    that is not Safe; of a reward model whose mean shall be at least x, scale -1 and offset x a cost of at most 0.
+    """
 
     name: str = Field(min_length=1)
     """What it is called in `constraints`, metrics and samples."""
-    reward: Annotated[PartConfig, Field(discriminator="kind")]
-    """Whose value is the cost."""
+    reward: Annotated[PartConfig, Field(discriminator="kind")] | None = None
+    """Whose value it is made of; or leave it out and set `of`."""
+    of: str | None = None
+    """One of the mixture's `rewards` by name, whose value without its weight it is made of; nothing is asked twice."""
+    scale: float = 1.0
+    """Factor on the value; below 0 where a high value is good."""
+    offset: float = 0.0
+    """Added to it then."""
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> CostConfig:
+        if (self.reward is None) == (self.of is None):
+            raise ConfigError([f"reward.costs: {self.name} needs either a reward or of"])
+        if self.scale == 0:
+            raise ConfigError([f"reward.costs: {self.name} with scale 0 would cost the same whatever is answered"])
+        return self
 
 
 class MixtureRewardConfig(Config):
@@ -50,10 +68,19 @@ class MixtureRewardConfig(Config):
     """Measured beside them, in no sum."""
 
     @model_validator(mode="after")
-    def _names_differ(self) -> MixtureRewardConfig:
+    def _names_fit(self) -> MixtureRewardConfig:
+        problems = []
         counts = Counter([*(one.name for one in self.rewards), *(one.name for one in self.costs)])
         if twice := sorted(name for name, count in counts.items() if count > 1):
-            raise ConfigError([f"reward.rewards: {', '.join(twice)} occurs twice; give each a name of its own"])
+            problems.append(f"reward.rewards: {', '.join(twice)} occurs twice; give each a name of its own")
+        known = [one.name for one in self.rewards]
+        problems += [
+            f"reward.costs: {one.name} is of {one.of}, which is none of the rewards {', '.join(known)}"
+            for one in self.costs
+            if one.of is not None and one.of not in known
+        ]
+        if problems:
+            raise ConfigError(problems)
         return self
 
 
@@ -68,17 +95,26 @@ class MixtureReward:
     """The weighted sum; parts are called `name/part` and sum to the value."""
 
     def __init__(self, config: MixtureRewardConfig, build: Callable[[PartConfig], Scores]) -> None:
-        self._mixed = [(one.name, one.weight, build(one.reward)) for one in config.rewards]
-        self._costs = [(one.name, build(one.reward)) for one in config.costs]
+        self._config = config
+        self._rewards = {one.name: build(one.reward) for one in config.rewards}
+        self._rewards |= {one.name: build(one.reward) for one in config.costs if one.reward is not None}
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score per rollout, in order."""
-        parts: list[dict[str, float]] = [{} for _ in rollouts]
-        for name, weight, reward in self._mixed:
-            for part, score in zip(parts, reward.score(rollouts), strict=True):
-                part.update({f"{name}/{key}": weight * value for key, value in score.parts.items()})
-        costs: list[dict[str, float]] = [{} for _ in rollouts]
-        for name, reward in self._costs:
-            for cost, score in zip(costs, reward.score(rollouts), strict=True):
-                cost.update({name: score.value} if score.parts else {})
-        return [Score(sum(part.values()), part, cost) for part, cost in zip(parts, costs, strict=True)]
+        found = {name: reward.score(rollouts) for name, reward in self._rewards.items()}
+        return [self._one({name: scores[row] for name, scores in found.items()}) for row in range(len(rollouts))]
+
+    def _one(self, scores: Mapping[str, Score]) -> Score:
+        """The score of one rollout from those of all rewards by name; one without parts says nothing."""
+        parts = {
+            f"{one.name}/{key}": one.weight * value
+            for one in self._config.rewards
+            for key, value in scores[one.name].parts.items()
+        }
+        costs = {
+            one.name: one.scale * source.value + one.offset
+            for one in self._config.costs
+            if (source := scores[one.of or one.name]).parts
+        }
+        invalid = {f"{name}/{key}": bad for name, score in scores.items() for key, bad in score.invalid.items()}
+        return Score(sum(parts.values()), parts, costs, invalid)

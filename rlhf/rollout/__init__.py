@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from rlhf.config import LoraConfig, ModelConfig
 from rlhf.data.processor import Processor
-from rlhf.rollout.base import RolloutConfig, RolloutEngine
+from rlhf.errors import ConfigError
+from rlhf.rollout.base import RolloutConfig, RolloutEngine, ignored_by_engines
 
 __all__ = ["ENGINES", "build_engine"]
 
@@ -29,6 +30,11 @@ ENGINES: dict[str, Callable[[], type]] = {"vllm": _vllm, "transformers": _transf
 def build_engine(
     model: ModelConfig, config: RolloutConfig, processor: Processor, seed: int = 0, lora: LoraConfig | None = None
 ) -> RolloutEngine:
-    """Start the engine that `config.engine` names; with `lora` it expects updates of adapters."""
+    """Start the engine that `config.engine` names; with `lora` it expects updates of adapters.
+
+    Raises ConfigError for a model that it could not load as configured.
+    """
+    if problems := ignored_by_engines(model):
+        raise ConfigError(problems)
     engine: RolloutEngine = ENGINES[config.engine]()(model, config, processor, seed, lora)
     return engine

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 from pydantic import Field, field_validator
 
 from rlhf.batch import Completion, Prompt
-from rlhf.config import Config
+from rlhf.config import Config, ModelConfig, RoleConfig
 from rlhf.rollout.weights import WeightBucket
 
 
@@ -66,6 +66,29 @@ class RolloutConfig(Config):
     """Share of the device that the engine may fill when kv_cache_mb is unset."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs per engine."""
+
+
+def ignored_by_engines(model: ModelConfig, key: str = "model") -> list[str]:
+    """What an engine would pass over in `model`, called `key` in the configuration, with what to do instead.
+
+    Engines load a directory as it is: an adapter would not answer, and weights would not be quantised.
+    """
+    problems = []
+    if model.adapter is not None:
+        problems.append(
+            f"{key}.adapter: engines load whole models; merge it first (python jobs/convert_llava.py direction=merge "
+            f"source={model.path} adapter={model.adapter} target=<new folder>), and set {key}.path to the new folder"
+        )
+    if model.quantise != "none":
+        problems.append(f"{key}.quantise: engines load whole models, not quantised ones; set it to none")
+    return problems
+
+
+def devices_missing(key: str, engine: RolloutConfig, role_key: str, role: RoleConfig) -> list[str]:
+    """What is wrong if the actor that holds an engine has fewer GPUs than it is spread over; on CPUs nothing is."""
+    if not role.gpus or role.gpus >= engine.tensor_parallel or engine.tensor_parallel == 1:
+        return []
+    return [f"{key}.tensor_parallel={engine.tensor_parallel} needs as many {role_key}.gpus, not {role.gpus:g}"]
 
 
 class RolloutEngine(Protocol):

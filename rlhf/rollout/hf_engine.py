@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -61,11 +61,17 @@ class HfEngine:
         self._state.require_closed()
         scores = []
         for prompt, response in zip(prompts, responses, strict=True):
-            head = torch.tensor([self._processor.prompt_ids(prompt)], device=self._device)
+            ids = self._processor.prompt_ids(prompt)
+            head = torch.tensor([ids], device=self._device)
             tail = torch.tensor([list(response)], dtype=torch.long, device=self._device)
+            at = self._positions(prompt, ids, len(response))
             # in two steps, because a placeholder that was sampled is an ordinary token
-            first = self._model(input_ids=head, use_cache=True, logits_to_keep=1, **self._pixels(prompt))
-            second = self._model(input_ids=tail, past_key_values=first.past_key_values)
+            pixels = self._pixels(prompt)
+            first = self._model(
+                input_ids=head, position_ids=at(0, len(ids)), use_cache=True, logits_to_keep=1, **pixels
+            )
+            rest = at(len(ids), len(ids) + len(response))
+            second = self._model(input_ids=tail, position_ids=rest, past_key_values=first.past_key_values)
             before = torch.cat([first.logits, second.logits[:, :-1]], dim=1)[0]  # [N, V]
             log_p = torch.log_softmax(before.float(), dim=-1)
             scores.append(log_p.gather(1, tail.T).squeeze(1).tolist())
@@ -81,7 +87,8 @@ class HfEngine:
         self._state.require_open()
         try:
             for name, tensor in unpack(bucket):
-                parameter = self._model.get_parameter(memory_name(name) if is_adapter(name) else from_hub(name))
+                inner = memory_name(name) if is_adapter(name) else from_hub(name, self._processor.family.names)
+                parameter = self._model.get_parameter(inner)
                 if parameter.shape != tensor.shape:
                     raise WeightSyncError(f"{name} is {tuple(tensor.shape)}, expected {tuple(parameter.shape)}")
                 parameter.copy_(tensor)
@@ -102,10 +109,11 @@ class HfEngine:
         head = self._processor.prompt_ids(prompt, sampling.max_new_tokens, self._config.max_length)
         generator = torch.Generator().manual_seed(sampling.seed_for(prompt.id))
         inputs = {"input_ids": torch.tensor([head], device=self._device), **self._pixels(prompt)}
+        at, begin, end = self._positions(prompt, head, sampling.max_new_tokens), 0, len(head)
         token_ids: list[int] = []
         logprobs: list[float] = []
         while len(token_ids) < sampling.max_new_tokens:
-            output = self._model(**inputs, use_cache=True, logits_to_keep=1)
+            output = self._model(**inputs, position_ids=at(begin, end), use_cache=True, logits_to_keep=1)
             logits = output.logits[0, -1].float().cpu()  # [V]
             log_p = processed_logprobs(logits, sampling)
             if sampling.temperature == 0:
@@ -120,6 +128,7 @@ class HfEngine:
                 "input_ids": torch.tensor([[token]], device=self._device),
                 "past_key_values": output.past_key_values,
             }
+            begin, end = end, end + 1
         return Completion(
             prompt_id=prompt.id,
             token_ids=tuple(token_ids),
@@ -128,6 +137,13 @@ class HfEngine:
             finish_reason="stop" if token_ids[-1] == self._processor.eos_id else "length",
             policy_version=self.version,
         )
+
+    def _positions(self, prompt: Prompt, head: Sequence[int], new: int) -> Callable[[int, int], Tensor | None]:
+        """Position ids of a stretch of the prompt and of `new` tokens after it, None for the model's own."""
+        size = None if prompt.image is None else self._processor.image_size(prompt.image)
+        places = torch.tensor([[*(token == self._processor.image_id for token in head), *[False] * new]])
+        every = self._processor.family.positions(None, places.to(self._device), [size])
+        return lambda begin, end: None if every is None else every[..., begin:end]
 
     def _pixels(self, prompt: Prompt) -> dict[str, Tensor]:
         if prompt.image is None:

@@ -148,7 +148,7 @@ class VllmEngine:
                 self._state.require_open()
             self._reloading = False
         if self._lora and self._adapter:
-            settings = peft_config(self._lora, base="", projector=False)
+            settings = peft_config(self._lora, base="", projector=None)
             self._llm.collective_rpc(_install_adapter, args=(self._adapter, settings))
             self._adapter_loaded = True
         # KV blocks and projected image features are results of the old weights; cached pixels are not
@@ -281,13 +281,14 @@ def _load(worker: Any, pairs: list[tuple[str, Tensor]]) -> list[str]:
     model = worker.model_runner.get_model()
     loaded: set[str] = model.load_weights(iter(pairs))
     fused = {part: whole for whole, parts in model.language_model.packed_modules_mapping.items() for part in parts}
+    inside = {name: model.hf_to_vllm_mapper.map_name(name) for name, _ in pairs}
     # vLLM builds no vision layers behind the one that LLaVA reads, and skips their weights rightly
-    return [name for name, _ in pairs if not name.startswith("vision_tower.") and _inside(name, fused) not in loaded]
-
-
-def _inside(name: str, fused: dict[str, str]) -> str:
-    """Name of the parameter of vLLM that holds a tensor of the hub layout."""
-    return ".".join(fused.get(part, part) for part in name.split("."))
+    return [
+        name
+        for name, held in inside.items()
+        if not name.startswith("vision_tower.")
+        and ".".join(fused.get(part, part) for part in held.split(".")) not in loaded
+    ]
 
 
 def _finish_reload(worker: Any) -> list[str]:

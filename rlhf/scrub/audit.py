@@ -43,14 +43,21 @@ class Audit:
         self._cues: Counter[tuple[str, str, str]] = Counter()  # source, attribute, speaker
         self._turns: Counter[tuple[str, str, str]] = Counter()
         self._asked: Counter[tuple[str, str]] = Counter()
+        self._kept: Counter[tuple[str, str]] = Counter()  # questions that ask for something, which keep their words
         self._all: Counter[str] = Counter()
         self._examples: dict[tuple[str, str], list[Example]] = defaultdict(list)
 
     def add(
-        self, source: str, row: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], before: Mapping[str, str]
+        self,
+        source: str,
+        row: Mapping[str, Any],
+        changes: Sequence[Mapping[str, Any]],
+        before: Mapping[str, str],
+        kept: Mapping[str, Sequence[str]],
     ) -> None:
-        """Count a row's changes; `before` has the old text of each changed turn."""
+        """Count a row's changes; `before` has the old text of changed turns, `kept` what questions still tell."""
         self._all[source] += len(row["conversations"])
+        self._kept.update((source, attribute) for told in kept.values() for attribute in told)
         seen = set()
         for change in changes:
             key = (source, change["attribute"], _SPEAKERS[change["speaker"]])
@@ -62,23 +69,28 @@ class Audit:
                 self._remember(source, row, changes, change, before[str(change["turn"])])
 
     def table(self) -> list[dict[str, Any]]:
-        """One record per source and attribute: what was told before, by question and answer, and how often refused.
+        """One record per source and attribute: turns that tell it before and after, by question and answer.
 
-        What is left afterwards has no column: a row in which the verifier finds anything is refused.
+        After, questions that ask for an attribute still tell what they told. The rest is none by construction: a row in
+        which the verifier finds anything is refused.
         """
         return [
             {
                 "source": source,
                 "attribute": attribute,
                 "turns": self._all[source],
-                "question_turns": self._turns[source, attribute, "question"],
+                "question_turns": self._turns[source, attribute, "question"] + self._kept[source, attribute],
+                "question_turns_after": self._kept[source, attribute],
                 "answer_turns": self._turns[source, attribute, "answer"],
+                "answer_turns_after": 0,
                 "cues": sum(self._cues[source, attribute, speaker] for speaker in _SPEAKERS.values()),
                 "refused_answers": self._asked[source, attribute],
             }
             for source in self._all
             for attribute in (*ATTRIBUTES, *_SOMETIMES)
-            if attribute in ATTRIBUTES or any(self._turns[source, attribute, one] for one in _SPEAKERS.values())
+            if attribute in ATTRIBUTES
+            or self._kept[source, attribute]
+            or any(self._turns[source, attribute, one] for one in _SPEAKERS.values())
         ]
 
     def page(self, manifest: Mapping[str, Any]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from rlhf.scrub.complements import appositions, predicate_edits, verb_said
 from rlhf.scrub.patterns import Patterns, patterns
 from rlhf.scrub.people import DETERMINERS, PERSONAL, POSSESSIVE, article_edit, of_a_person
-from rlhf.scrub.complements import appositions, predicate_edits, verb_said
 from rlhf.scrub.removal import Drop, finite, follows, separator
 from rlhf.scrub.subjects import AUXILIARIES, people_before, subject_of
 from rlhf.scrub.taxonomy import Attribute, word_list

@@ -18,13 +18,13 @@ from pydantic import Field, model_validator
 from rlhf.config import Config, resolve
 from rlhf.errors import ConfigError
 from rlhf.scrub.rewrite import rewrite
-from rlhf.scrub.taxonomy import Taxonomy
+from rlhf.scrub.taxonomy import Taxonomy, words_digest
 from rlhf.scrub.text import Context
 
 if TYPE_CHECKING:
     from rlhf.scrub.model_engine import Chat
 
-VERSION = "3"  # of the rules, which also audit what a model wrote
+VERSION = f"3, words {words_digest()}"  # of the rules, which also audit what a model wrote
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -40,7 +41,7 @@ LEDGER = "ledger.parquet"
 AUDIT = "audit.json"
 HASHES = "images.sha256"  # for `sha256sum -c`
 _KINDS = {kind.__name__: kind for kind in (DataError, RowError, ImageError, PromptTooLongError, LeakError)}
-_LONGEST = 100_000  # characters of one turn
+_LONGEST = 100_000  # characters, not bytes, of one turn
 _AHEAD = 8  # rows handed out per thread, so that a dead endpoint does not cost a whole unit of tries
 
 
@@ -111,6 +112,7 @@ class Scrubber:
         turns = sorted({change.turn for change in done.changes})
         before = {str(turn): row["conversations"][turn]["value"] for turn in turns}
         line = {"content": done.row, "changes": [asdict(one) for one in done.changes], "before": before}
+        line |= {"kept": {str(turn): told for turn, told in done.kept.items()}, "left_out": done.left_out}
         return line if faces is None else {**line, "faces": faces}
 
     def _check(self, row: Any) -> None:
@@ -157,12 +159,13 @@ def assemble(
     partial.mkdir(parents=True)
     rejected, audit = RejectedRows(partial / "rejected.jsonl"), Audit()
     counts: dict[str, dict[str, int]] = {}
+    left_out: Counter[str] = Counter()
     with (
         Lineage(partial / LEDGER, engine or EngineConfig()) as ledger,
         (partial / HASHES if copies is not None else Path(os.devnull)).open("w", encoding="utf-8") as hashes,
     ):
-        for source in dict.fromkeys(unit.source for unit in units):
-            written = _Written(partial / source, source, rejected, ledger, audit, copies, hashes)
+        for source, path in {unit.source: unit.path for unit in units}.items():
+            written = _Written(partial / source, source, path, rejected, ledger, audit, left_out, copies, hashes)
             counts[source] = written.write([part_file(parts, unit) for unit in units if unit.source == source])
     total = sum(count["rows"] for count in counts.values()) + rejected.count
     rejected.check(total, max_rejected_share)
@@ -173,6 +176,7 @@ def assemble(
         "sources": counts,
         **({"blurred": copies.counts} if copies is not None else {}),
         "rejected": dict(sorted(rejected.kinds.items())),
+        "left_out_keys": dict(sorted(left_out.items())),
         "files": [file_hash(partial / name) for name in names],
     }
     (partial / "report.html").write_text(audit.page(manifest), encoding="utf-8")
@@ -187,9 +191,11 @@ class _Written:
 
     target: Path
     source: str
+    path: str  # of the source
     rejected: RejectedRows
     ledger: Lineage
     audit: Audit
+    left_out: Counter[str]
     copies: ImageCopies | None
     hashes: IO[str]
 
@@ -198,7 +204,7 @@ class _Written:
         repeated, seen = _repeated_ids(parts), set[int]()
         rows = changed = turns = 0
         with self.target.open("w", encoding="utf-8") as file:
-            for line in read_parts(parts):
+            for number, line in enumerate(read_parts(parts)):  # a line for each row of the source
                 if "reason" in line:
                     self.rejected.add(_KINDS[line["kind"]](line["reason"], source=line["source"], row=line["row"]))
                     continue
@@ -207,13 +213,14 @@ class _Written:
                 if digest in repeated:
                     if digest in seen:
                         reason = f"id {row['id']!r} occurs more than once in this file"
-                        self.rejected.add(RowError(reason, source=self.source))
+                        self.rejected.add(RowError(reason, source=self.path, row=number))
                         continue
                     seen.add(digest)
                 file.write(("[\n" if rows == 0 else ",\n") + json.dumps(row, ensure_ascii=False))
                 rows, changed, turns = rows + 1, changed + bool(line["changes"]), turns + len(row["conversations"])
                 self.ledger.add(self.source, row["id"], line["changes"])
-                self.audit.add(self.source, row, line["changes"], line["before"])
+                self.audit.add(self.source, row, line["changes"], line["before"], line["kept"])
+                self.left_out.update(line["left_out"])
                 if "faces" in line:
                     self._image(row["id"], line["faces"])
             file.write("\n]\n" if rows else "[]\n")

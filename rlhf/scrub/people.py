@@ -262,8 +262,8 @@ def _needs_a_determiner(text: Text, index: int) -> bool:
     if known.tells == ("age",) and word.bare != "elderly":
         return False
     if text.starts_sentence(index):
-        following = text.words[index + 1].lower if text.adjacent(index, index + 1) else ""
-        return bool(following) and following not in ("in", "on", "with", "at", "from") and not following.endswith("ing")
+        after = text.words[index + 1].lower if text.adjacent(index, index + 1) else ""
+        return bool(after) and after not in ("in", "on", "with", "at", "from") and not after.endswith("ing")
     return not _owned(text, index) or word.bare == "elderly" and text.words[index - 1].lower in ("both", "all", "no")
 
 

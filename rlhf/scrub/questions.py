@@ -1,80 +1,62 @@
-"""Whether a question asks for a biometric attribute of a person, and which."""
+"""Whether a question asks for a biometric attribute of a person, and which.
+
+What decides is the head of the noun phrase that is asked about (`phrases.py`): "the man's car" is a car.
+`traits.py` reads questions that name an attribute, `predicates.py` those that say a value,
+`quotes.py` those that want something read.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
+from rlhf.scrub.phrases import Asking, Sentence, kind, noun_phrase, read_sentence
+from rlhf.scrub.predicates import asked_predicates, same_told
+from rlhf.scrub.quotes import asks_to_read, quoted_in
 from rlhf.scrub.taxonomy import Attribute, Taxonomy, word_list
 from rlhf.scrub.taxonomy import taxonomy as packaged
-from rlhf.scrub.text import NOTHING_YET, Context, Text
+from rlhf.scrub.text import NOTHING_YET, Context
+from rlhf.scrub.traits import asked_traits
 
-_SHADE = r"(?:colou?r|shade)"
-_EYES = r"(?:blue|green|brown|hazel|gr[ae]y|dark|light)"
-_WANTS = r"(?:what|which|guess|estimate|tell me|give|state|name|describe|know|determine)"
-_MALE = r"(?:male|man|boy|woman|girl|female|lady)s?"
-_SAME = r"[^?.!\n]*"  # the rest of a sentence
-_PATTERNS: tuple[tuple[Attribute, tuple[str, ...]], ...] = (
-    (
-        "age",
-        (
-            r"\bhow (?:old|young|aged)\b",
-            rf"\b{_WANTS}\b{_SAME}\b(?:age|age group|age range)\b",
-            r"\b(?:age|age group) (?:is|are|of|does|do|would)\b",
-            r"\b(?:older|younger) than (?:\d|\w+ years|\w+ty\b)",
-            rf"\bwhat (?:year|decade) (?:was|were){_SAME}\bborn",
-        ),
-    ),
-    ("gender", (r"\b(?:gender|sex)\b", rf"\b{_MALE}\b,? or (?:is (?:it|this|that) )?(?:an? )?\b{_MALE}\b")),
-    (
-        "race",
-        (
-            r"\b(?:race|ethnicity|ethnic (?:group|background|origin)|nationality|descent|ancestry)\b",
-            rf"\bskin (?:{_SHADE}|tone)\b",
-            rf"\b{_SHADE}\b{_SAME}\bskin\b",
-            rf"\bskin\b{_SAME}\b{_SHADE}\b",
-        ),
-    ),
-    (
-        "eye_color",
-        (
-            rf"\beye[- ]?{_SHADE}\b",
-            rf"\b{_SHADE}\b{_SAME}\beyes?\b",
-            rf"\beyes?\b{_SAME}\b{_SHADE}\b",
-            rf"\b{_EYES} eyes\b",
-            rf"^(?:are|is)\b{_SAME}\beyes {_EYES}\b",
-        ),
-    ),
-    (
-        "weight",
-        (
-            r"\bhow (?:heavy|fat|thin)\b",
-            rf"\bhow much\b{_SAME}\bweigh",
-            r"\b(?:weight|body type|build|physique|body shape)\b|\bdescribe the body\b",
-        ),
-    ),
-    ("hair", (rf"\bhair (?:{_SHADE}|style)\b", rf"\b{_SHADE}\b{_SAME}\bhair\b")),
-)
-_ASKS = [(attribute, re.compile(one, re.IGNORECASE)) for attribute, patterns in _PATTERNS for one in patterns]
 _SHORT = 300  # characters of a question whose result is remembered
-_PERSONAL = word_list("persons_asked_about")
-_LINKS = word_list("links")
-_IDENTITY = re.compile(
-    r"^(?:is|are|was|were)\s+(?:(?:the|this|that|these|those) [\w-]+|this|that|it|these|those|he|she|they)"
-    r"(?:\s+(?:on|in|at|with|near|wearing|holding|riding)\b[^?]*?)?\s+(?:probably |likely |really )?(?:an?\s+|the\s+)?"
-    r"(?P<value>[\w-]+(?:\s+(?:or|and|,)?\s*(?:an?\s+)?[\w-]+)*)\s*[?.]?$",
+_RUN = re.compile(r"[a-z]+")
+_HINTS = word_list("hints", "questions")
+_NUMBERS = re.compile(
+    r"\b(?:over|under|above|below|than|least|most|about|around|past|nearly|to)\s+(?:\d|\w+ty\b)|\d0 ?'?s\b",
     re.IGNORECASE,
 )
-# questions about a body or an age with nobody named: a picture's person is meant
-_NOBODY_NAMED = re.compile(
-    r"\bthe (?:eyes?|skin|body|gender|race|ethnicity)(?: colou?r| tone)?\b(?! of)|"
-    r"\b(?:age|eye colou?r|skin colou?r|skin tone|body build|body type) (?:do|can|would|could) you\b",
+_FOLLOWS = re.compile(r"^\W*(?:and|but|or|(?:and )?(?:what|how) about|the other|what of)\b", re.IGNORECASE)
+_PARTS = re.compile(r"\babout\b.*\b(?:eyes|skin)\b", re.IGNORECASE)
+_INSISTS = re.compile(
+    r"^\W*(?:are you (?:sure|certain|positive)(?: about (?:that|it|this))?|"
+    r"why(?: do you (?:think|say|believe) (?:so|that))?|"
+    r"how (?:do|can|could|did) you (?:know|tell)(?: that)?|really|can you be more (?:specific|precise)|"
+    r"(?:please |just |at least |can you )*(?:guess|estimate|try)(?: again| roughly)?|how so)\W*$",
     re.IGNORECASE,
 )
-_COUNTS = re.compile(
-    r"(?:how many|(?:is|are|was|were) there (?:an?|any|some|only|more than one)|(?:do|can) you see (?:an?|any))\s+",
-    re.IGNORECASE,
-)
+_LEAD = re.compile(r"^(?:and |but |or |so |then |what about |how about |what of |for |with |about )+")
+_OPTION = re.compile(r"(?:^|\s|\()([A-F])[.):]\s+(.+?)(?=\s*\(?\b[B-F][.):]\s|\s*\n|\s+Answer\b|\s*$)", re.DOTALL)
+_CHOICE = re.compile(r"(?:^|\s|\()A[.):]\s")
+_STEERS = re.compile(r"\banswer the question using\b.*|\banswer with\b.*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a question asks.
+
+    `asks` has attributes of people, `topic` those of anybody; `quotes` has its words that are titles or say something
+    of an animal, and `answer_quotes` whether its answer is one.
+    """
+
+    asks: frozenset[Attribute]
+    topic: frozenset[Attribute]
+    quotes: tuple[str, ...] = ()
+    answer_quotes: bool = False
+
+
+NOTHING_ASKED = Reading(frozenset(), frozenset())
 
 
 def asked_attributes(question: str, taxonomy: Taxonomy, context: Context = NOTHING_YET) -> frozenset[Attribute]:
@@ -83,85 +65,81 @@ def asked_attributes(question: str, taxonomy: Taxonomy, context: Context = NOTHI
     A question that mentions an attribute in passing ("what is the young man holding?") does not ask for it, and one
     about an animal or a thing ("how old is the church?") asks for nothing biometric.
     """
+    return read_question(question, taxonomy, context).asks
+
+
+def read_question(question: str, taxonomy: Taxonomy, context: Context = NOTHING_YET) -> Reading:
+    """What a question asks for, after the turns before it."""
     if len(question) <= _SHORT:
-        return _asked(question, taxonomy.attributes, context)
-    return _ask(question, taxonomy, context)
+        return _read(question, taxonomy.attributes, context)
+    return _reading(question, taxonomy, context)
 
 
 @lru_cache(maxsize=4096)
-def _asked(question: str, attributes: tuple[Attribute, ...], context: Context) -> frozenset[Attribute]:
+def _read(question: str, attributes: tuple[Attribute, ...], context: Context) -> Reading:
     """Instructions repeat: the captions' data set has eleven of them for half a million rows."""
-    return _ask(question, packaged("hair" in attributes), context)
+    return _reading(question, packaged("hair" in attributes), context)
 
 
-def _ask(question: str, taxonomy: Taxonomy, context: Context) -> frozenset[Attribute]:
-    found: set[Attribute] = set()
-    for sentence in re.split(r"(?<=[?.!])\s+|\n", question):
-        if not sentence.strip():
+def _reading(question: str, taxonomy: Taxonomy, context: Context) -> Reading:
+    found: list[Asking] = []
+    for text in re.split(r"(?<=[?.!])\s+|\n", question):
+        if not (text := _STEERS.sub("", text)).strip():
             continue
-        text = Text(sentence, taxonomy, context)
-        found |= _by_noun(text) | _yes_or_no(text) | _by_choice(text)
-    return frozenset(found & set(taxonomy.attributes))
+        if _INSISTS.match(text):
+            found += [Asking(attribute, "person") for attribute in context.asked]
+        follows = _FOLLOWS.match(text) is not None and (bool(context.topic) or _PARTS.search(text) is not None)
+        if follows or may_ask(text, taxonomy):
+            sentence = read_sentence(text, taxonomy, context)
+            heard = [*asked_traits(sentence), *asked_predicates(sentence)]
+            found += heard or (_followed(sentence) if follows else ())
+    if _CHOICE.search(question):
+        options = [read_sentence(option[1], taxonomy, context) for option in _OPTION.findall(question)]
+        found += [Asking(attribute, "person") for attribute in same_told(options)]
+    known = [one for one in found if one.attribute in taxonomy.attributes]
+    asks = frozenset(one.attribute for one in known if one.of == "person")
+    animal = tuple(one.said for one in known if one.of == "animal" and one.said)
+    spared = not asks and any(one.of == "animal" for one in known)
+    return Reading(
+        asks,
+        frozenset(one.attribute for one in known),
+        () if asks else (*quoted_in(question), *animal),
+        not asks and (spared or asks_to_read(question)),
+    )
 
 
-def _by_noun(text: Text) -> set[Attribute]:
-    found: set[Attribute] = set()
-    for attribute, pattern in _ASKS:
-        match = pattern.search(text.text)
-        if match is not None and not text.is_protected(*match.span()) and _about_a_person(text):
-            found.add(attribute)
-    return found
+@lru_cache(maxsize=2)
+def _telling(attributes: tuple[Attribute, ...]) -> frozenset[str]:
+    lists = packaged("hair" in attributes)
+    said = [word_list(f"said_of_{one}", "questions") for one in ("age", "weight", "race")]
+    words = (
+        *(word for word, known in lists.people.items() if known.tells),
+        *lists.modifiers,
+        *frozenset().union(*said),
+    )
+    return _HINTS | {run for word in words for run in _RUN.findall(word)[:1]}
 
 
-def _about_a_person(text: Text) -> bool:
-    """Whether a person is spoken of and no animal, figure or thing stands where the subject is."""
-    words = text.words
-    people = [word for word in words if word.lower in _PERSONAL or text.taxonomy.is_person(word.bare)]
-    others = [word for word in words if word.bare in text.taxonomy.not_people]
-    if not people:
-        return not others and text.context.somebody and _NOBODY_NAMED.search(text.text) is not None
-    if not others:
-        return True
-    return people[0].start < others[0].start and not any(word.possessive for word in others)
+def may_ask(text: str, taxonomy: Taxonomy) -> bool:
+    """Whether a sentence has a word that a question for an attribute needs: most have none and are not tagged."""
+    return not _telling(taxonomy.attributes).isdisjoint(_RUN.findall(text.lower())) or _NUMBERS.search(text) is not None
 
 
-def _yes_or_no(text: Text) -> set[Attribute]:
-    """ "Is this a man?", "Is the person young?", "Are they Asian?": what is asked is the attribute itself."""
-    match = _IDENTITY.match(text.text.strip())
-    if match is None or any(word.bare in text.taxonomy.not_people for word in text.words):
-        return set()
-    values = re.findall(r"[\w-]+", match["value"].lower())
-    if not values or any(word not in _LINKS and not _tells(text, word) for word in values):
-        return set()
-    found: set[Attribute] = set()
-    for word in values:
-        found |= _tells(text, word)
-    subject_is_person = any(word.lower in _PERSONAL or text.taxonomy.is_person(word.bare) for word in text.words)
-    return found if subject_is_person else set()
-
-
-def _by_choice(text: Text) -> set[Attribute]:
-    """ "How many women are there?", "Who is taller, the man or the woman?": the answer would tell the attribute."""
-    if any(word.bare in text.taxonomy.not_people for word in text.words):
-        return set()
-    if opening := _COUNTS.match(text.text.strip()):
-        for name in text.text.strip()[opening.end() :].lower().replace("?", "").split():
-            if told := _tells(text, name):
-                return told
-            if not text.taxonomy.is_person(name):
-                break
-    for index, word in enumerate(text.words[1:-1], start=1):
-        if word.lower == "or":
-            left = text.words[index - 1].lower
-            right = next((one.lower for one in text.words[index + 1 :] if one.lower not in _LINKS | {"the"}), "")
-            if left != right and (shared := _tells(text, left) & _tells(text, right)):
-                return shared
-    return set()
-
-
-def _tells(text: Text, word: str) -> set[Attribute]:
-    known = text.taxonomy.people.get(word)
-    found: set[Attribute] = set(known.tells) if known else set()
-    if word in text.taxonomy.modifiers:
-        found.add(text.taxonomy.modifiers[word])
-    return found
+def _followed(sentence: Sentence) -> Iterator[Asking]:
+    """ "And the woman?", "What about her eyes?", "And the one on the right?" ask what was asked before."""
+    lead = _LEAD.match(sentence.joined)
+    rest = sentence.from_word(sentence.index(lead.end())) if lead else sentence
+    phrase = noun_phrase(rest, 0)
+    if phrase is None or any(
+        tag.startswith(("VB", "VD", "VV", "VM")) and tag != "VVG" for tag in rest.tags[phrase.end :]
+    ):
+        return
+    head = rest.word(phrase.head)
+    if head in word_list("eyes", "questions") | word_list("skin", "questions"):
+        owner = rest.word(phrase.start)
+        of_it = owner in ("its", "your", "my") or not sentence.context.somebody
+        topic: frozenset[Attribute] = frozenset(("race" if head in word_list("skin", "questions") else "eye_color",))
+        yield from (Asking(attribute, "animal" if of_it else "person") for attribute in topic)
+        return
+    for attribute in sorted(sentence.context.topic):
+        yield Asking(attribute, kind(rest, phrase))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf.data.template import IMAGE_TAG
 from rlhf.errors import RowError
 from rlhf.scrub.engines import Rejected, Rewriter, RulesRewriter
 from rlhf.scrub.meaning import lost_meaning
-from rlhf.scrub.questions import asked_attributes
+from rlhf.scrub.questions import NOTHING_ASKED, read_question
+from rlhf.scrub.quotes import quotation
 from rlhf.scrub.rewrite import Cue, find_cues
 from rlhf.scrub.taxonomy import UNKNOWN, Attribute, Taxonomy
 from rlhf.scrub.text import Context
 
 REFUSAL = "I'm sorry, but I don't describe age, gender, race, eye colour or weight of people."
+_KEYS = ("id", "image", "model", "conversations")  # the keys of LLaVA's files
+_NO_TEXT = (bool, int, float, type(None))
 
 
 class LeakError(RowError):
@@ -39,15 +42,23 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Scrubbed:
-    """A row as it may be trained on, and what was changed in it."""
+    """A row as it may be trained on, and what was changed in it.
+
+    `kept` has the attributes that questions still tell, by turn: one that asks for an attribute keeps its words.
+    `left_out` names keys with text of which nobody knows what it tells.
+    """
 
     row: dict[str, Any]
     changes: list[Change]
+    kept: dict[int, list[Attribute]]
+    left_out: list[str]
 
 
 def scrub_row(row: Mapping[str, Any], taxonomy: Taxonomy, engine: Rewriter | None = None) -> Scrubbed:
     """The row with every turn said neutrally; ids, image, turn count and image tags stay.
 
+    Of other keys only numbers and flags stay, and of a turn who speaks and what is said: ShareGPT's turns hold their
+    text twice, and captions beside a conversation are not scrubbed.
     A question that asks for an attribute keeps its text and its answer becomes the refusal; what is told in passing is
     rewritten by the engine (default: the rules) and audited by the rules; no engine is asked for a refusal. Raises
     RowError for a malformed row, LeakError where the last try still leaks or says something else.
@@ -55,16 +66,21 @@ def scrub_row(row: Mapping[str, Any], taxonomy: Taxonomy, engine: Rewriter | Non
     turns = _turns(row)
     engine = engine or RulesRewriter(taxonomy)
     context, changes, scrubbed = Context(), [], []
-    asked: frozenset[Attribute] = frozenset()
+    kept: dict[int, list[Attribute]] = {}
+    question = NOTHING_ASKED
     for number, turn in enumerate(turns):
         text = turn["value"]
         if turn["from"] == "human":
-            asked = asked_attributes(text.replace(IMAGE_TAG, " "), taxonomy, context)
-            new, cues = (text, []) if asked else _neutral(turn, taxonomy, context, engine)
-        elif asked:
-            new, cues = REFUSAL, [Cue(0, len(text), attribute, "asked") for attribute in sorted(asked)]
+            question = read_question(text.replace(IMAGE_TAG, " "), taxonomy, context)
+            if question.asks:
+                kept[number] = sorted(question.asks | {cue.attribute for cue in find_cues(text, taxonomy, context)})
+            here = replace(context, quoted=question.quotes)
+            new, cues = (text, []) if question.asks else _neutral(turn, taxonomy, here, engine)
+        elif question.asks:
+            new, cues = REFUSAL, [Cue(0, len(text), attribute, "asked") for attribute in sorted(question.asks)]
         else:
-            new, cues = _neutral(turn, taxonomy, context, engine)
+            quoted = quotation(text) if question.answer_quotes else ()
+            new, cues = _neutral(turn, taxonomy, replace(context, quoted=quoted), engine)
             if not new.strip():
                 new = REFUSAL
         if new != text:
@@ -72,9 +88,12 @@ def scrub_row(row: Mapping[str, Any], taxonomy: Taxonomy, engine: Rewriter | Non
             changes += [
                 Change(number, turn["from"], one.attribute, one.rule, one.start, one.end, before, after) for one in cues
             ]
-        context = _seen(text, taxonomy, context)
-        scrubbed.append({**turn, "value": new})
-    return Scrubbed({**row, "conversations": scrubbed}, changes)
+        context = replace(_seen(text, taxonomy, context), topic=question.topic, asked=question.asks)
+        scrubbed.append({"from": turn["from"], "value": new})
+    left_out = [key for key, value in row.items() if key not in _KEYS and not isinstance(value, _NO_TEXT)]
+    left_out += sorted({f"conversations.{key}" for turn in turns for key in turn if key not in ("from", "value")})
+    whole = {key: value for key, value in row.items() if key not in left_out}
+    return Scrubbed({**whole, "conversations": scrubbed}, changes, kept, left_out)
 
 
 def _neutral(turn: Mapping[str, str], taxonomy: Taxonomy, context: Context, engine: Rewriter) -> tuple[str, list[Cue]]:
@@ -123,7 +142,11 @@ def _seen(text: str, taxonomy: Taxonomy, context: Context) -> Context:
     words = {word.strip(".,;:!?\"'()").lower().removesuffix("'s") for word in text.split()}
     people = context.people or not words.isdisjoint(taxonomy.people) or not words.isdisjoint(taxonomy.neutral_people)
     animals = context.animals or bool(words & taxonomy.animals)
-    return context if (people, animals) == (context.people, context.animals) else Context(people, animals)
+    return (
+        context
+        if (people, animals) == (context.people, context.animals)
+        else replace(context, people=people, animals=animals)
+    )
 
 
 def _hash(text: str) -> str:

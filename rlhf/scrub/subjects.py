@@ -18,6 +18,7 @@ BREAKS = frozenset(",;:.!?()\u2014") | word_list("clause_breaks")
 _STRONG = frozenset(";:.!?") | word_list("strong_breaks")
 _SUBJECT_ENDS = word_list("subject_ends")
 _PARTITIVES = word_list("partitives")
+_ARTICLES = frozenset(("the", "a", "an", "this", "these", "those", "his", "her", "their", "my", "your", "our", "its"))
 _POSTPOSED = word_list("postposed")
 _OTHERS = frozenset(("both", "one", "other", "others", "another", "each", "neither", "some", "all", "latter", "former"))
 _BODY = {
@@ -56,6 +57,8 @@ def subject_of(text: Text, place: int, plural: bool = False) -> Subject | None:
         return None
     if words[last].lower in CONJUNCTIONS or words[last].text == ",":
         return _shared(text, last)
+    if words[last].lower == "who" or (words[last].lower == "that" and last and _is_human(text, last - 1)):
+        return Subject("person", words[last].start, "who")
     start = walk_back(text, last, BREAKS)
     found = _kind(text, start, last)
     if found is None:
@@ -87,9 +90,12 @@ def _kind(text: Text, start: int, last: int) -> tuple[str, str] | None:
     head = None
     for index in range(start, last + 1):
         lower = text.words[index].lower
+        if head is not None and lower in _ARTICLES:  # another phrase begins
+            if text.words[head].lower not in _PARTITIVES and text.words[start].lower not in _SUBJECT_ENDS:
+                return None  # "the car the man drives"
+            head = None
+            continue
         if lower in _SUBJECT_ENDS:
-            if head is None and lower == "who":
-                return ("person", "who")
             if head is None or lower == "of" and text.words[head].lower in _PARTITIVES:
                 head = None
                 continue

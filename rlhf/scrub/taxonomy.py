@@ -5,6 +5,7 @@ The attributes are those of Safe-LLaVA (seed page, section 1.1); hair is allowed
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -132,10 +133,10 @@ def _compounds(words: Iterable[str]) -> dict[str, frozenset[str]]:
     return {right: frozenset(lefts) for right, lefts in found.items()}
 
 
-@lru_cache(maxsize=64)
-def word_list(name: str) -> frozenset[str]:
-    """A closed class of words from `lexicons/grammar.yaml`."""
-    return frozenset(_read("grammar")[name])
+@lru_cache(maxsize=256)
+def word_list(name: str, lexicon: str = "grammar") -> frozenset[str]:
+    """A closed class of words from `lexicons/grammar.yaml`, or from another lexicon."""
+    return frozenset(_read(lexicon)[name])
 
 
 @lru_cache(maxsize=64)
@@ -154,6 +155,15 @@ def any_of(words: Iterable[str]) -> str:
     """A regular expression of these words, the longest first; a hyphen may be a blank."""
     longest_first = sorted(words, key=lambda word: (-len(word), word))
     return "|".join(re.escape(word).replace(r"\-", "[ -]").replace(r"\ ", " ") for word in longest_first)
+
+
+@lru_cache(maxsize=1)
+def words_digest() -> str:
+    """A hash of all lexicons: what was scrubbed with other words is not finished."""
+    state = hashlib.sha256()
+    for file in sorted(_LEXICONS.glob("*.yaml")):
+        state.update(file.read_bytes())
+    return state.hexdigest()[:12]
 
 
 @lru_cache(maxsize=8)

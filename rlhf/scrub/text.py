@@ -78,10 +78,17 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What earlier turns of a conversation spoke of: it decides whom a pronoun or "the eyes" mean."""
+    """What earlier turns of a conversation spoke of: it decides whom a pronoun or "the eyes" mean.
+
+    `topic` has the attributes that the question before is about, of whomever, `asked` those of people among them;
+    `quoted` has what stays in this turn: a title, a written word, what is said of an animal.
+    """
 
     people: bool = False
     animals: bool = False
+    topic: frozenset[Attribute] = frozenset()
+    asked: frozenset[Attribute] = frozenset()
+    quoted: tuple[str, ...] = ()
 
     @property
     def somebody(self) -> bool:
@@ -141,6 +148,8 @@ class Text:
         """Fixed expressions, code and quoted titles."""
         spans = [match.span() for match in self.taxonomy.idioms.finditer(self.lower)]
         spans += [match.span() for match in _CODE.finditer(self.text)]
+        for quoted in self.context.quoted:
+            spans += [match.span() for match in re.finditer(re.escape(quoted), self.text)]
         for match in _QUOTED.finditer(self.text):
             last = self.count_before(match.start())
             near = self.words[max(0, last - _TITLE_REACH) : last]

@@ -85,8 +85,6 @@ class ServingConfig(Config):
             problems.append("service.sampling.json_schema: only the vllm engine can hold answers to one")
         if self.model.template == "plain":
             problems.append("model.template=plain shows no question; name the template that the model was tuned with")
-        if self.model.adapter is not None or self.model.quantise != "none":
-            problems.append("model: engines load whole models; serve the merged export, without adapter and quantise")
         if problems:
             raise ConfigError(problems)
         return self

@@ -76,7 +76,7 @@ class GuardService:
             "rationale": verdict.rationale,
             "valid": verdict.status,
             "reason": verdict.reason,
-            "raw": said.text,
+            "raw": verdict.raw,
             "truncated": said.finish_reason == "length",
             "model": self._config.name,
             "policy_sha256": policy.sha256,

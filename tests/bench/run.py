@@ -28,7 +28,7 @@ from rlhf.batch import Prompt
 from rlhf.config import ModelConfig
 from rlhf.data.processor import Processor
 from rlhf.models.heads import PolicyModel
-from rlhf.models.keys import to_hub
+from rlhf.models.keys import LLAVA, to_hub
 from rlhf.models.llava import load
 from rlhf.models.tiny import TinyConfig, build
 from rlhf.rollout.base import RolloutConfig, Sampling
@@ -106,10 +106,8 @@ def one(name: str, small: bool) -> list[measure.Row]:
         if name == "engine":
             engine()
             return []
-        if name == "vlguard":
-            show("vlguard_judging", **vlguard.run(folder, small))
-            return []
         benches: dict[str, Callable[[], list[measure.Row]]] = {
+            "vlguard": lambda: vlguard.run(folder, repeats, small),
             "head": lambda: head.run(repeats, small),
             "lora": lambda: adapters.run(folder, 8),
             "dpo": lambda: preference.run(folder, rows, repeats),
@@ -169,7 +167,7 @@ def throughput(engine: VllmEngine, prompts: list[Prompt]) -> None:
 def weight_sync(engine: VllmEngine, config: ModelConfig, processor: Processor) -> None:
     """Pack, verify and load every trainable weight beside one copy of the same bytes."""
     model = PolicyModel(load(config, None, processor))
-    named = [(to_hub(name), tensor) for name, tensor in model.backbone.vlm.named_parameters()]
+    named = [(to_hub(name, LLAVA), tensor) for name, tensor in model.backbone.vlm.named_parameters()]
     version = iter(range(1, 1000))
 
     def sync() -> None:

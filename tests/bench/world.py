@@ -55,8 +55,8 @@ class World:
     def text(self, processor: Processor, prompt: Prompt, answer: str) -> tuple[str, str]:
         """Prompt and answer as the strings whose concatenation our processor encodes."""
         turns = [(prompt.question, answer)]
-        eos = processor.tokenizer.eos_token
-        rendered = render(processor.template, turns, has_image=prompt.image is not None, eos=eos, reserved=())
+        eos, tag = processor.tokenizer.eos_token, "" if prompt.image is None else processor.family.image_tag
+        rendered = render(processor.template, turns, image_tag=tag, eos=eos, reserved=())
         ((start, _),) = rendered.answer_spans
         return processor.tokenizer.bos_token + rendered.text[:start], rendered.text[start:]
 

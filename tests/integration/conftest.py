@@ -13,12 +13,13 @@ import torch
 from rlhf.config import ModelConfig
 from rlhf.data.processor import Processor
 from rlhf.models.heads import PolicyModel
+from rlhf.models.keys import Names
 from rlhf.models.llava import load
 from rlhf.models.tiny import TinyKind
 from tests.fakes import draw_images, make_prompts, tiny_model
 from tests.integration.ranks import run_ranks
 
-KINDS: tuple[TinyKind, ...] = ("llava", "llava_interleave", "llava_onevision")
+KINDS: tuple[TinyKind, ...] = ("llava", "llava_interleave", "llava_onevision", "qwen2_5_vl")
 WHOLE = {"stage": 0, "micro_rows": 8, "lora": False}
 SHARDED = {"stage": 3, "micro_rows": 2, "lora": False}
 ON_ONE = {
@@ -27,6 +28,7 @@ ON_ONE = {
     "lora one": WHOLE | {"model": "llava", "lora": True},
     "llava_interleave one": WHOLE | {"model": "llava_interleave"},
     "llava_onevision one": WHOLE | {"model": "llava_onevision"},
+    "qwen2_5_vl one": WHOLE | {"model": "qwen2_5_vl"},
 }
 ON_TWO = {
     "llava two": SHARDED | {"model": "llava"},
@@ -34,6 +36,8 @@ ON_TWO = {
     "llava_interleave two": SHARDED | {"model": "llava_interleave"},
     "llava_onevision two": SHARDED | {"model": "llava_onevision"},
     "llava_onevision lora two": SHARDED | {"model": "llava_onevision", "lora": True},
+    "qwen2_5_vl two": SHARDED | {"model": "qwen2_5_vl"},
+    "qwen2_5_vl lora two": SHARDED | {"model": "qwen2_5_vl", "lora": True},
 }
 
 
@@ -55,6 +59,11 @@ class Trained:
         prompts = make_prompts(self.images, 4) + make_prompts([], 4)
         rows = [processor.encode(prompt, "yes " * (1 + (3 * i) % 5)) for i, prompt in enumerate(prompts)]
         return PolicyModel(load(model, None, processor)).eval()(processor.collate(rows))[0].sum(dim=1)
+
+    @property
+    def names(self) -> Names:
+        """How the names of its parameters change between memory and disk."""
+        return Processor.load(self.model).family.names
 
     @property
     def trained(self) -> torch.Tensor:

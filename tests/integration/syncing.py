@@ -25,7 +25,8 @@ def moved_policy(model: ModelConfig, trainable: TrainableConfig, seed: int) -> P
 
 def sent(model: PolicyModel) -> list[WeightBucket]:
     """What travels: everything that learns, five tensors to a bucket."""
-    named = [(wire_name(name), p) for name, p in model.backbone.vlm.named_parameters() if p.requires_grad]
+    names = model.backbone.family.names
+    named = [(wire_name(name, names), p) for name, p in model.backbone.vlm.named_parameters() if p.requires_grad]
     return [pack(named[low : low + 5]) for low in range(0, len(named), 5)]
 
 

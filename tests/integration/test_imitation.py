@@ -42,9 +42,9 @@ class Runs:
     before: dict[str, torch.Tensor]
 
     def curve(self, name: str) -> list[dict[str, float]]:
-        """Every step's numbers, but for its wall time."""
+        """Every step's numbers, but for its wall time and the memory of its process."""
         lines = [json.loads(line) for line in (self.folder / name / "metrics.jsonl").read_text().splitlines()]
-        return [{key: line[key] for key in line if key not in ("time", "seconds/step")} for line in lines]
+        return [{key: line[key] for key in line if key not in ("time", "seconds/step", "memory_gib")} for line in lines]
 
     def after(self, name: str) -> dict[str, torch.Tensor]:
         return load_file(self.folder / name / "model" / "model.safetensors")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.integration.conftest import Trained
+from tests.integration.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 Learners = dict[str, Trained]
 NAMES = ("llava one", "llava small", "llava two")
+MODES = [(stage, dtype) for stage in (0, 1, 2, 3) for dtype in ("float32", "bfloat16")]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,36 @@ def test_a_nan_on_one_rank_stops_all_and_changes_nothing(runs: Learners) -> None
         before = load_file(run.folder / "exported" / "model.safetensors")
         for key, tensor in load_file(run.folder / "after_nan" / "model.safetensors").items():
             assert torch.equal(tensor, before[key])
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks reports, by mode."""
+    folder = tmp_path_factory.mktemp("gradients")
+    run_ranks("tests.integration.gradient_worker", {"out": str(folder), "cases": MODES}, 2)
+    return [json.loads((folder / f"gradient_{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize(("stage", "dtype"), MODES)
+def test_a_nan_gradient_of_a_finite_loss_stops_all_and_changes_nothing(
+    gradients: list[dict[str, Any]], stage: int, dtype: str
+) -> None:
+    """On the last of two ranks only. A step that is not poisoned then works: nothing of the NaN was kept."""
+    for result in (rank[f"{stage} {dtype}"] for rank in gradients):
+        assert "gradient of step 0 is not finite" in result["error"]
+        assert result["steps"] == 0
+        assert result["after"] == result["loaded"]
+        moved = [after - before for before, after in zip(result["after"], result["next"], strict=True)]
+        assert all(math.isclose(one, -1e-2, rel_tol=0.3) for one in moved)  # Adam's first step is the learning rate
+
+
+def test_row21_a_step_says_what_its_rank_took_at_most(gradients: list[dict[str, Any]]) -> None:
+    """GiB of the whole process on CPUs: 256 MiB more are a quarter more, and stay in the peak."""
+    for rank in gradients:
+        before, with_large = rank["0 float32"]["memory"]
+        assert 0.1 < before < 4
+        assert with_large - before == pytest.approx(0.25, abs=0.03)
+        assert rank["3 bfloat16"]["memory"][0] >= with_large
 
 
 def test_a_frozen_vision_tower_is_exported_unchanged(runs: Learners) -> None:

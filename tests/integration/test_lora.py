@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf.errors import CheckpointError
+from rlhf.errors import ConfigError
 from rlhf.models.llava import load
 from tests.integration.conftest import Trained
 
@@ -84,5 +84,5 @@ def test_an_adapter_of_another_base_is_refused(runs: Learners, tmp_path: Path) -
     wide = {key: torch.zeros(4, 48) if ".lora_A." in key else tensor for key, tensor in state.items()}
     (tmp_path / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
     save_file(wide, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match="another base model"):
+    with pytest.raises(ConfigError, match=r"model\.adapter: .*was trained on another base.*set the model's path"):
         load(runs["one"].model.model_copy(update={"adapter": str(tmp_path)}), None)

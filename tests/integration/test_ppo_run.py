@@ -207,7 +207,8 @@ def test_bad_rows_are_named_and_stop_the_run_before_anything_starts(
     broken = folder / "broken"
     broken.mkdir()
     rows = json.loads((folder / "world" / "pairs_train" / "easy.json").read_text())
-    rows[0]["id"], rows[1]["chosen"], rows[2]["image"] = "seven", "", "train/none.png"
+    rows[0]["id"], rows[1]["question"], rows[2]["image"] = "seven", "", "train/none.png"
+    rows[4]["chosen"] = ""  # nobody looks at it
     rows[3]["question"] = "word " * 400
     (broken / "easy.json").write_text(json.dumps(rows))
     (broken / "config.json").write_text(json.dumps({"easy": "easy.json"}))

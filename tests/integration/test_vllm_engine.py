@@ -15,7 +15,7 @@ from rlhf.config import ModelConfig
 from rlhf.data.processor import Processor
 from rlhf.errors import PromptTooLongError, WeightSyncError
 from rlhf.models.heads import PolicyModel
-from rlhf.models.keys import to_hub
+from rlhf.models.keys import LLAVA, to_hub
 from rlhf.models.llava import load
 from rlhf.rollout import build_engine
 from rlhf.rollout.base import RolloutConfig, Sampling
@@ -72,7 +72,7 @@ def _state(hf: HfEngine, noise: float = 0.0, seed: int = 0, prefixes: Sequence[s
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, parameter in hf._model.named_parameters():
-        hub = to_hub(name)
+        hub = to_hub(name, LLAVA)
         if hub.startswith(tuple(prefixes)):
             state[hub] = parameter + noise * torch.randn(parameter.shape, generator=generator)
     return state

@@ -31,6 +31,9 @@ CASES = {
     "llava_interleave": ("llava_interleave", None),
     "llava_interleave with adapters": ("llava_interleave", LORA),
     "llava_onevision": ("llava_onevision", None),
+    "qwen2_5_vl": ("qwen2_5_vl", None),
+    "qwen2_5_vl with adapters": ("qwen2_5_vl", LORA),
+    "qwen2_vl": ("qwen2_vl", None),
 }
 
 
@@ -55,14 +58,18 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
 
 @torch.no_grad()
 def assert_same(engine: RolloutEngine, model: PolicyModel, prompts: list[Prompt]) -> list[tuple[int, ...]]:
-    """Answers, and both kinds of log-probabilities of the engine, are the learner's."""
+    """Answers, and both kinds of log-probabilities of the engine, are the learner's; placeholders may be sampled."""
     completions = engine.generate(prompts, GREEDY)
     answers = [one.token_ids for one in completions]
     tokens = model.backbone.processor.join(prompts, answers)
     learner = model(tokens)[0][tokens.response_mask]
     drawn = torch.tensor([p for one in completions for p in one.logprobs])
     torch.testing.assert_close(drawn, learner, atol=1e-4, rtol=0)
-    scored = torch.tensor([p for one in engine.score(prompts, answers) for p in one])
+    image = model.backbone.processor.image_id
+    given = [(9, image, image, 11), *answers[1:]]
+    tokens = model.backbone.processor.join(prompts, given)
+    learner = model(tokens)[0][tokens.response_mask]
+    scored = torch.tensor([p for one in engine.score(prompts, given) for p in one])
     torch.testing.assert_close(scored, learner, atol=1e-4, rtol=0)
     return answers
 
@@ -85,7 +92,8 @@ def test_an_update_that_was_dropped_leaves_nothing_behind(
 ) -> None:
     model, engine, lora = served
     dropped, kept = (moved_policy(model, TrainableConfig(lora=lora), seed=seed) for seed in (3, 4))
-    named = [(wire_name(n), p) for n, p in dropped.backbone.vlm.named_parameters() if p.requires_grad]
+    names = dropped.backbone.family.names
+    named = [(wire_name(n, names), p) for n, p in dropped.backbone.vlm.named_parameters() if p.requires_grad]
     engine.begin_update(3)
     engine.load_bucket(pack(named[: len(named) // 2]))
     with pytest.raises(WeightSyncError):

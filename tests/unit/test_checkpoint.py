@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.checkpoint import CheckpointStore, RunFolder, discard
-from rlhf.config import Config, ModelConfig, RunConfig
+from rlhf.config import Config, ModelConfig, RunConfig, load
 from rlhf.errors import CheckpointError
 
 
@@ -137,6 +137,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_reason(tmp_path: Path, damag
     assert store.skipped[0].startswith("step-00000010: ")
 
 
+def used(run: RunConfig, whole: Config, free: tuple[str, ...] = ()) -> Path:
+    """The folder of a run that made something."""
+    folder = RunFolder(run, whole, free)
+    (folder.path / "metrics.jsonl").write_text("{}\n")
+    folder.close()
+    return folder.path
+
+
 def test_two_processes_cannot_hold_one_run(tmp_path: Path) -> None:
     config = Whole(run=RunConfig(name="a", root=str(tmp_path)))
     first = RunFolder(config.run, config)
@@ -148,7 +156,7 @@ def test_two_processes_cannot_hold_one_run(tmp_path: Path) -> None:
 
 def test_a_run_refuses_another_configuration_with_the_difference(tmp_path: Path) -> None:
     run = RunConfig(name="a", root=str(tmp_path))
-    RunFolder(run, Whole(run=run)).close()
+    used(run, Whole(run=run))
     with pytest.raises(CheckpointError, match=r"-lr: 0.1\n  \+lr: 0.2"):
         RunFolder(run, Whole(run=run, lr=0.2))
     more_often = run.model_copy(update={"checkpoint_every": 1, "log_every": 1})
@@ -157,22 +165,38 @@ def test_a_run_refuses_another_configuration_with_the_difference(tmp_path: Path)
     RunFolder(run, Whole(run=run, lr=0.2)).close()
 
 
-def test_a_run_that_is_older_than_a_key_goes_on_with_its_default_only(tmp_path: Path) -> None:
+def test_a_run_that_made_nothing_yet_may_be_given_another_configuration(tmp_path: Path) -> None:
+    """What refuses its inputs leaves the rows that it refused, and images that it unpacked to look at them."""
     run = RunConfig(name="a", root=str(tmp_path))
     folder = RunFolder(run, Whole(run=run))
-    (folder.path / "config.yaml").write_text(f"run: {{name: a, root: {tmp_path}}}\n")  # before there was an `lr`
+    (folder.path / "rejected.jsonl").write_text("{}\n")
+    (folder.path / "images").mkdir()
     folder.close()
+    RunFolder(run, Whole(run=run, lr=0.2)).close()
+    assert load(Whole, folder.path / "config.yaml").lr == 0.2
+    for made in ("checkpoints", "evaluation", "generation"):
+        (folder.path / made).mkdir()
+        RunFolder(run, Whole(run=run, lr=0.2)).close()
+        with pytest.raises(CheckpointError, match=r"\+lr: 0.3"):
+            RunFolder(run, Whole(run=run, lr=0.3))
+        (folder.path / made).rmdir()
+
+
+def test_a_run_that_is_older_than_a_key_goes_on_with_its_default_only(tmp_path: Path) -> None:
+    run = RunConfig(name="a", root=str(tmp_path))
+    folder = used(run, Whole(run=run))
+    (folder / "config.yaml").write_text(f"run: {{name: a, root: {tmp_path}}}\n")  # before there was an `lr`
     RunFolder(run, Whole(run=run)).close()
     with pytest.raises(CheckpointError, match="lr: 0.2"):
         RunFolder(run, Whole(run=run, lr=0.2))
-    (folder.path / "config.yaml").write_text(f"run: {{name: a, root: {tmp_path}}}\nlr: 0.1\nmomentum: 0.9\n")
+    (folder / "config.yaml").write_text(f"run: {{name: a, root: {tmp_path}}}\nlr: 0.1\nmomentum: 0.9\n")
     with pytest.raises(CheckpointError, match="momentum"):
         RunFolder(run, Whole(run=run))
 
 
 def test_a_section_that_no_result_depends_on_may_change(tmp_path: Path) -> None:
     run, model = RunConfig(name="a", root=str(tmp_path)), ModelConfig(path="./llava-7b")
-    RunFolder(run, OfModel(run=run, model=model), free=("model",)).close()
+    used(run, OfModel(run=run, model=model), free=("model",))
     other = OfModel(run=run, model=ModelConfig(path="./llava-13b"))
     RunFolder(run, other, free=("model",)).close()
     with pytest.raises(CheckpointError, match=r"path: ./llava-13b"):
@@ -182,7 +206,7 @@ def test_a_section_that_no_result_depends_on_may_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("key", "value"), [("path", "./llava-13b"), ("adapter", "./adapter"), ("dtype", "float32")])
 def test_checkpoints_of_another_model_are_never_resumed(tmp_path: Path, key: str, value: str) -> None:
     run, model = RunConfig(name="a", root=str(tmp_path)), ModelConfig(path="./llava-7b")
-    RunFolder(run, OfModel(run=run, model=model)).close()
+    used(run, OfModel(run=run, model=model))
     with pytest.raises(CheckpointError, match=rf"\+  {key}: {value}[\s\S]*run.name") as caught:
         RunFolder(run, OfModel(run=run, model=model.model_copy(update={key: value})))
     assert str(tmp_path / "a") in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,28 @@ def test_log_lambda_moves_by_the_violation_and_stays_positive() -> None:
     assert 0 < low.value < 0.01
     with pytest.raises(ConfigError, match="initial"):
         ConstraintConfig(name="refused", max=0.1, update="log_lambda")
+
+
+def test_pid_goes_on_from_where_it_starts() -> None:
+    config = PID.model_copy(update={"initial": 2.0})  # proportional 2, integral 0.5: the sum starts at 4
+    (start,) = first_multipliers([config]).values()
+    assert start.value == 2.0
+    assert start.after(0.1, config).value == pytest.approx(2.0)  # a cost on its bound
+    assert start.after(0.2, config).value == pytest.approx(2 * 0.1 + 0.5 * 4.1)
+    assert first_multipliers([PID])["refused"] == Multiplier(0.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"initial": 1.0, "integral": 0.0}, "integral=0 would forget initial"),
+        ({"initial": 21.0}, "initial=21 above most=20"),
+        ({"initial": 3.0, "most": 2.0, "update": "log_lambda"}, "initial=3 above most=2"),
+    ],
+)
+def test_a_start_that_would_be_lost_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ConstraintConfig.model_validate({"name": "refused", "max": 0.1, **keys})
 
 
 def test_nothing_moves_without_the_cost_and_a_nan_is_an_error() -> None:

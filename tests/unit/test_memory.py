@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.config import DeepSpeedConfig, LoraConfig, TrainableConfig
+from rlhf.config import DeepSpeedConfig, LoraConfig, ModelConfig, TrainableConfig
 from rlhf.memory import (
     LIVE_PARAMETERS,
     REDUCE_BUCKET,
@@ -17,6 +17,8 @@ from rlhf.memory import (
     Split,
     activations,
     decoder_layer,
+    dequantised,
+    frozen_bytes,
     image_features,
     kv_bytes_per_token,
     lm_head,
@@ -25,7 +27,9 @@ from rlhf.memory import (
     split,
 )
 from rlhf.models.architecture import Architecture, read_architecture
-from rlhf.models.tiny import TinyConfig
+from rlhf.models.llava import load
+from rlhf.models.tiny import TinyConfig, build
+from tests.fakes import CORPUS
 from tests.memory_meter import Subject, storage_bytes
 
 SIZES = TinyConfig(
@@ -66,6 +70,8 @@ def test_known_models_have_their_published_number_of_parameters(seven: Architect
     large = read_architecture("llava-hf/llava-onevision-qwen2-7b-ov-hf")
     assert large.count() == 8_030_348_832 + 2 * 64 * large.hidden  # its head is not tied
     assert read_architecture("AIML-TUDA/LlavaGuard-v1.2-7B-OV-hf").parameters == large.parameters
+    assert read_architecture("Qwen/Qwen2.5-VL-3B-Instruct").count() == 3_754_622_976
+    assert read_architecture("Qwen/Qwen2.5-VL-7B-Instruct").count() == 8_292_166_656
     assert seven.count("projector") == 20_979_712
     assert seven.count("tower") == 303_507_456
     assert seven.image_tokens == 576
@@ -197,6 +203,54 @@ def test_lora_trains_what_peft_makes_trainable(folder: Path) -> None:
     assert sum(sizes.trainable) == sum(p.numel() for p in subject.module.parameters() if p.requires_grad)
     predicted = activations(read_architecture(str(folder)), subject.load, subject.trainable, "policy", "float32")
     assert 1.0 <= predicted / subject.peak() <= 1.5  # frozen matrices keep less than counted
+
+
+def held(vlm: torch.nn.Module) -> int:
+    """Bytes of a quantised model: every weight with the scales and tables that belong to it."""
+    tensors: list[torch.Tensor] = []
+    for parameter in vlm.parameters():
+        state = getattr(parameter, "quant_state", None)
+        owners = [parameter] if state is None else [parameter, state, state.state2]
+        tensors += [parameter.data, *(v for one in owners for v in vars(one).values() if isinstance(v, torch.Tensor))]
+    return storage_bytes(tensors)
+
+
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_row21_row30_quantised_weights_take_what_is_predicted(
+    tmp_path_factory: pytest.TempPathFactory, quantise: str, dtype: str
+) -> None:
+    """A model of blocks that do not fill up, under LoRA and frozen whole: to the byte."""
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path_factory.getbasetemp() / "quantised"
+    if not folder.exists():
+        build(SIZES.model_copy(update={"hidden": 192, "layers": 2}), CORPUS * 4, folder)
+    config = ModelConfig.model_validate(
+        {"path": str(folder), "dtype": dtype, "quantise": quantise, "max_length": 256, "template": "llava_hf"}
+    )
+    architecture, width = read_architecture(str(folder)), 4 if dtype == "float32" else 2
+    assert frozen_bytes(architecture, dtype, quantise) == held(load(config, None).vlm)  # type: ignore[arg-type]
+    lora = TrainableConfig(lora=LoraConfig(rank=4, alpha=8))
+    sizes = split(architecture, lora, "policy", quantise)  # type: ignore[arg-type]
+    vlm = load(config, lora).vlm
+    adapters = [one for one in vlm.parameters() if one.requires_grad]
+    assert sum(sizes.trainable) == sum(one.numel() for one in adapters)
+    learning = width * sum(sizes.trainable) - storage_bytes(adapters)  # PEFT may keep adapters in float32
+    predicted = model_states(sizes, DeepSpeedConfig(zero_stage=2), 1, dtype).weights
+    assert predicted - learning == held(vlm)
+    assert sizes.quantised < (0.14 if quantise == "nf4" else 0.26) * 4 * sum(
+        p.elements for p in architecture.of(["language"])
+    )
+
+
+def test_quantising_makes_the_7b_base_smaller_by_its_decoders_matrices(seven: Architecture) -> None:
+    """32 layers of 4 x 4,096 x 4,096 and 3 x 4,096 x 11,008: 12.1 GiB in bf16, 6.0 in int8, 3.1 in nf4."""
+    matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    whole, eight, four = (frozen_bytes(seven, "bfloat16", name) for name in ("none", "int8", "nf4"))
+    assert (whole - eight) / matrices == pytest.approx(1.0, abs=1e-3)
+    assert (whole - four) / matrices == pytest.approx(2 - 0.516, abs=1e-3)  # QLoRA, section 3: 0.127 bits for scales
+    assert dequantised(seven, "bfloat16", "nf4") == 2 * 4096 * 11008
+    assert dequantised(seven, "bfloat16", "none") == 0
 
 
 def test_the_lm_head_sees_response_tokens_only(seven: Architecture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path) -> None:
 
 def test_resuming_repeats_no_step_in_the_file_or_in_tensorboard(tmp_path: Path) -> None:
     _log(tmp_path, range(1, 8), 0.0)
+    time.sleep(1.1)  # TensorBoard reads files in the order of their names, which begin with the second
     _log(tmp_path, range(5, 9), 100.0, resume_from=4)
     expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 105.0), (6, 106.0), (7, 107.0), (8, 108.0)]
     rows = read_json_lines(tmp_path / "metrics.jsonl")

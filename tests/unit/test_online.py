@@ -17,6 +17,7 @@ from rlhf.config import load as load_config
 from rlhf.constraints import Multiplier
 from rlhf.data.processor import Processor
 from rlhf.errors import LogprobGapError, NonFiniteError, StaleRolloutError
+from rlhf.metrics import read_json_lines
 from rlhf.online import OnlineState, iterate, state_of, train
 from rlhf.online_config import OnlineConfig
 from rlhf.pareto import Point
@@ -180,9 +181,21 @@ def test_row24_row25_a_run_writes_its_folder_and_resumes_to_the_same_weights(
     folder.close()
 
 
+def test_row24_a_line_of_metrics_may_stand_for_several_iterations(
+    model_path: str, tmp_path: Path, prompts: list
+) -> None:
+    """The last one always has its line; samples are of every iteration."""
+    config = make_config(model_path, tmp_path, "run.log_every=2", "loop.iterations=3", "loop.samples_per_iteration=1")
+    folder = RunFolder(config.run, config)
+    train(make_roles(config), prompts, Processor.load(config.model), config, folder)
+    assert [row["step"] for row in read_json_lines(folder.path / "metrics.jsonl")] == [2, 3]
+    assert len(list(read_json_lines(folder.path / "samples.jsonl"))) == 3
+    folder.close()
+
+
 def test_truncated_answers_are_flagged_and_pay(model_path: str, tmp_path: Path, prompts: list) -> None:
     """Trap T12."""
-    config = make_config(model_path, tmp_path, "algorithm.truncation_penalty=5.0", "sampling.max_new_tokens=1")
+    config = make_config(model_path, tmp_path, "algorithm.truncation_penalty=5.0", "sampling.max_new_tokens=2")
     roles = make_roles(config, lambda rollout: 1.0)
     done = iterate(OnlineState(), roles, prompts, Processor.load(config.model), config)
     truncated = done.metrics["response/truncated_share"]
@@ -216,11 +229,19 @@ def test_multipliers_follow_their_costs_and_are_part_of_the_state(model_path: st
     assert [row["constraint/over_refusal_lambda"] for row in rows] == pytest.approx([0.0, 0.8])
     assert [row["constraint/over_refusal"] for row in rows] == [0.5, 0.5]
     assert rows[1]["score/shaped_mean"] < rows[0]["score/shaped_mean"]
+    assert [row["score/invalid/guard_answer"] for row in rows] == [0.25, 0.25]
+    samples = [json.loads(line) for line in (folder.path / "samples.jsonl").read_text().splitlines()]
+    assert [one["invalid"] for one in samples[:4]] == [["guard_answer"], [], [], []]
     folder.close()
 
 
 class CostlyReward:
-    """A score of 1 for everything, and a cost of 1 for every second answer."""
+    """A score of 1 for everything, a cost of 1 for every second answer, no readable verdict on every fourth."""
 
     def score(self, rollouts: Sequence[Rollout]) -> Done[list[Score]]:
-        return Done([Score(1.0, {"one": 1.0}, {"over_refusal": float(n % 2)}) for n in range(len(rollouts))])
+        return Done(
+            [
+                Score(1.0, {"one": 1.0}, {"over_refusal": float(n % 2)}, {"guard_answer": n % 4 == 0})
+                for n in range(len(rollouts))
+            ]
+        )

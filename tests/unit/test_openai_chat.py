@@ -47,7 +47,10 @@ def test_a_dead_endpoint_is_an_error_that_names_it() -> None:
 @pytest.mark.parametrize(("status", "body", "problem"), [
     (429, {"error": "slow down"}, "status 429"),
     (500, {}, "status 500"),
+    (501, {}, "status 501"),
+    (529, {"error": "overloaded"}, "status 529"),
     (200, b"<html>", "not JSON"),
+    (200, b"[" * 5000, "not JSON"),
     (200, {"hello": 1}, "does not speak the OpenAI protocol"),
     (200, {"choices": []}, "does not speak the OpenAI protocol"),
 ])  # fmt: skip
@@ -58,6 +61,21 @@ def test_what_may_pass_is_asked_again_a_bounded_number_of_times(status: int, bod
         assert len(server.requests) == 3
     assert caught.value.silent
     assert pickle.loads(pickle.dumps(caught.value)).silent  # as it comes from another process
+
+
+def test_a_body_that_cannot_be_unpacked_is_garbage_like_any_other() -> None:
+    with chat_server(lambda request: (200, "x"), encoding="gzip") as server:
+        with pytest.raises(EndpointError, match="after 2 tries: DecodingError") as caught:
+            OpenAIChat(server.url, "m", retries=1, first_pause=0.01).reply("a")
+        assert len(server.requests) == 2
+    assert caught.value.silent
+
+
+def test_half_of_a_character_can_be_written_to_a_file(tmp_path: Path) -> None:
+    with chat_server(lambda request: (200, "so \ud83d")) as server:
+        reply = OpenAIChat(server.url, "m").reply("a")
+    (tmp_path / "reply.txt").write_text(reply, encoding="utf-8")
+    assert reply == "so \ufffd"
 
 
 def test_an_endpoint_that_never_answers_is_given_up_after_as_many_timeouts() -> None:
@@ -83,9 +101,14 @@ def test_pauses_between_tries_grow() -> None:
     assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2), strict=True))
 
 
-def test_a_refusal_is_not_asked_again() -> None:
-    with chat_server(lambda request: (401, {"error": "bad key"})) as server:
-        with pytest.raises(EndpointError, match="refuses: status 401") as caught:
+@pytest.mark.parametrize(("status", "silent"), [
+    (401, False), (403, False), (404, False), (400, True), (413, True), (422, True),
+])  # fmt: skip
+def test_a_refusal_is_not_asked_again_and_says_whether_it_is_one_of_this_request_alone(
+    status: int, silent: bool
+) -> None:
+    with chat_server(lambda request: (status, {"error": "too long"})) as server:
+        with pytest.raises(EndpointError, match=f"refuses: status {status}") as caught:
             OpenAIChat(server.url, "m", retries=5).reply("a")
         assert len(server.requests) == 1
-    assert not caught.value.silent
+    assert caught.value.silent == silent

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config import LoraConfig, ModelConfig, TrainableConfig, load
+from rlhf.errors import ConfigError, ResourceError
 from rlhf.models.llava import load as load_model
 from rlhf.models.pairs import PairModel
 from rlhf.preference_config import PreferenceConfig
@@ -51,6 +52,51 @@ def test_row23_the_lora_preset_has_lora_on() -> None:
     tiny = preset("tiny/dpo_lora").policy.trainable.lora
     assert tiny is not None
     assert (tiny.rank, tiny.alpha) == (16, 32)
+
+
+@pytest.mark.parametrize("name", ["7b/dpo", "7b/dpo_lora"])
+def test_row22_row23_presets_run_on_the_machine_that_they_name(name: str) -> None:
+    """One node of 8 GPUs: the reference's columns are computed before the policy starts, answers without both."""
+    placement = pytest.importorskip("cluster.placement", reason="needs ray")
+    node = [{"CPU": 64.0, "GPU": 8.0}]
+    config = load(PreferenceConfig, CONFIGS / f"{name}.yaml", ["data.evaluation=./data/unseen.json"])
+    phases = config.phases()
+    assert {moment: set(roles) for moment, roles in phases.items()} == {
+        "answers": {"rollout"}, "columns": {"reference"}, "training": {"policy"},
+    }  # fmt: skip
+    for roles in phases.values():
+        placement.check(placement.plan(roles), node)
+    live = load(PreferenceConfig, CONFIGS / f"{name}.yaml", ["reference.source=prefetch"]).phases()
+    assert set(live["training"]) == {"policy", "reference"}
+    with pytest.raises(ResourceError, match="16 GPUs are asked for, the cluster has 8"):
+        placement.check(placement.plan(live["training"]), node)
+
+
+@pytest.mark.parametrize("algorithm", ["{loss: simpo, beta: 2.0}", "{reference_free: true}"])
+def test_row22_a_loss_without_reference_needs_no_such_role(algorithm: str) -> None:
+    tiny = CONFIGS / "tiny" / "dpo.yaml"
+    for role in ("roles.reference=null", "roles.reference={ranks: 4}"):  # one that is there is not started
+        free = load(PreferenceConfig, tiny, [f"algorithm={algorithm}", role])
+        assert set(free.phases()["training"]) == {"policy"}
+        assert "columns" not in free.phases()
+    with pytest.raises(ConfigError, match=r"roles\.reference is missing"):
+        load(PreferenceConfig, tiny, ["roles.reference=null"])
+
+
+def test_row22_an_engine_of_many_gpus_needs_them() -> None:
+    with pytest.raises(
+        ConfigError, match=r"answers\.engine\.tensor_parallel=2 needs as many roles\.rollout\.gpus, not 1"
+    ):
+        load(PreferenceConfig, CONFIGS / "7b" / "dpo.yaml", ["answers.engine.tensor_parallel=2"])
+
+
+def test_row22_a_role_that_is_alone_is_colocated_with_nobody() -> None:
+    shared = ["roles.reference.colocate_with=policy", "roles.rollout.colocate_with=policy"]
+    phases = load(PreferenceConfig, CONFIGS / "tiny" / "dpo.yaml", shared).phases()
+    assert phases["training"]["reference"].colocate_with == "policy"
+    assert phases["answers"]["rollout"].colocate_with is None
+    stored = load(PreferenceConfig, CONFIGS / "tiny" / "dpo.yaml", [*shared, "reference.source=columns"]).phases()
+    assert stored["columns"]["reference"].colocate_with is None
 
 
 def test_row23_every_job_has_its_own_run_folder() -> None:

@@ -232,3 +232,32 @@ def test_every_metric_is_drawn_exactly_once(run: Path) -> None:
 
 def test_the_same_folder_gives_the_same_bytes(run: Path) -> None:
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+def test_the_monitors_of_a_reward_have_panels_with_words_of_their_own(run: Path) -> None:
+    keys = (
+        "score/part/preference/reward_model",
+        "score/part/guard/guard_answer",
+        "score/part_std/guard/guard_answer",
+        "score/agreement/guard/guard_answer and preference/reward_model",
+        "score/invalid/guard/guard_answer",
+        "score/invalid/second/guard_answer",
+        "score/cost/over_refusal",
+        "constraint/over_refusal_lambda",
+        "response/commonest_share",
+        "response/commonest_refusal_share",
+    )
+    rows = [{"step": step, **{key: 0.1 * place for place, key in enumerate(keys)}} for step in range(3)]
+    main, others = panels(rows)
+    assert {panel.title: [curve.name for curve in panel.curves] for panel in main} == {
+        "Parts of the score": ["preference/reward model", "guard/guard answer"],
+        "Agreement of parts": ["guard/guard answer and preference/reward model"],
+        "Invalid verdicts": ["guard/guard answer", "second/guard answer"],
+        "Costs": ["over refusal"],
+        "Multipliers": ["over refusal"],
+        "Alike answers": ["commonest share", "commonest refusal share"],
+    }
+    assert all(panel.hint for panel in main)
+    assert list(others) == ["score/part_std/guard"]
+    _lines(run / "metrics.jsonl", rows)
+    assert "40.0% of guard/guard_answer&#39;s verdicts are invalid" in write_report(run).read_text()

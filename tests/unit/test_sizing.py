@@ -18,7 +18,7 @@ from jobs.memory import Question, Room, remedies, schema_of, size
 from jobs.train_reward_model import RewardJobConfig
 from rlhf.config import RoleConfig, load
 from rlhf.errors import ConfigError
-from rlhf.memory import GIB
+from rlhf.memory import GIB, LIVE_PARAMETERS, Footprint
 from rlhf.models.architecture import read_architecture
 from rlhf.online_config import OnlineConfig
 from rlhf.sizing import online_roles, supervised_roles
@@ -26,6 +26,7 @@ from tests.fakes import tiny_model
 
 ROOT = Path(__file__).parents[2]
 PPO_7B = ROOT / "jobs" / "configs" / "7b" / "ppo.yaml"
+DPO_7B = ROOT / "jobs" / "configs" / "7b" / "dpo.yaml"
 GUARDED = ROOT / "jobs" / "configs" / "7b" / "ppo_guard.yaml"
 REWARD = ROOT / "jobs" / "configs" / "tiny" / "reward_model.yaml"
 FILES = sorted((ROOT / "jobs" / "configs").rglob("*.yaml"))
@@ -36,13 +37,28 @@ def question(path: Path, *overrides: str, gpu_gib: float = 80) -> Question:
     return Question(schema_of(path, overrides), path, overrides, Room(int(gpu_gib * GIB), 24 * GIB), READ)
 
 
-@pytest.mark.parametrize("path", [PPO_7B, GUARDED], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [PPO_7B, GUARDED, *PPO_7B.parent.glob("ppo_seed*.yaml")], ids=lambda path: path.stem)
 def test_ppo_of_7b_fits_eight_gpus_of_80_gb(path: Path) -> None:
     """80 GB are 74.5 GiB: the presets fit even those."""
     asked = question(path, gpu_gib=74.5)
     sized = size(asked)
     assert sized.gpus == 8
     assert [sized.problems(device, asked.room) for device in sized.devices] == [[]] * 8
+
+
+def test_roles_of_a_dpo_run_that_never_meet_share_no_device_and_count_once() -> None:
+    """The same eight GPUs for the reference's columns, the policy, and answers; a reference beside it needs more."""
+    answered = ("data.evaluation=./world/test.json", "roles.rollout.colocate_with=policy")
+    asked = question(DPO_7B, *answered, gpu_gib=74.5)
+    sized = size(asked)
+    assert sized.gpus == 8
+    assert [{role for at in phase for role, _ in at.ranks} for phase in sized.phases] == [
+        {"rollout"}, {"reference"}, {"policy"},
+    ]  # fmt: skip
+    assert [sized.problems(device, asked.room) for device in sized.devices] == [[]] * 24
+    assert size(question(DPO_7B, "reference.source=prefetch")).gpus == 16
+    free = size(question(DPO_7B, "algorithm={loss: simpo, beta: 2.0}", "roles.reference=null"))
+    assert set(free.roles) == {"policy"}
 
 
 def test_the_7b_policy_has_the_model_states_of_the_presets_own_comment() -> None:
@@ -154,6 +170,53 @@ def test_lora_makes_the_policy_small() -> None:
     assert lora.weights > full.weights  # the base stays, adapters and the first projector come on top
 
 
+def test_row21_row30_the_doctor_counts_quantised_weights_and_refuses_to_partition_them() -> None:
+    """A reward model under LoRA with ZeRO-2: 6.5 G matrix elements of 2 bytes, of 1, and of half a byte and a bit."""
+    path = ROOT / "jobs" / "configs" / "7b" / "reward_model_lora.yaml"
+    weights = {}
+    for quantise in ("none", "int8", "nf4"):
+        asked = question(path, "deepspeed.zero_stage=2", f"model.quantise={quantise}")
+        role = size(asked).roles["workers"]
+        assert role.problem == ""
+        assert (("deepspeed.zero_stage=3",) in role.levers) == (quantise == "none")
+        weights[quantise] = role.footprint.weights / GIB
+    assert weights["none"] - weights["int8"] == pytest.approx(6.03, abs=0.01)
+    assert weights["none"] - weights["nf4"] == pytest.approx(8.95, abs=0.01)
+    whole = size(question(path, "model.quantise=nf4"))
+    assert whole.problems(whole.devices[0], Room(80 * GIB, 24 * GIB))[0].startswith("model.quantise=nf4: ZeRO-3 cannot")
+
+
+def test_a_quantised_reward_model_is_smaller_inside_the_rewards_process() -> None:
+    plain, small = (
+        size(question(PPO_7B, f"reward.model.quantise={quantise}")).roles["reward"] for quantise in ("none", "nf4")
+    )
+    assert (plain.footprint.weights - small.footprint.weights) / GIB == pytest.approx(8.95, abs=0.01)
+
+
+def test_row21_a_reference_that_is_shared_out_needs_its_share_and_the_layers_in_use() -> None:
+    """Seven billion parameters in bf16 over four ranks; the tower is whole, and DeepSpeed keeps 1 G elements live."""
+
+    def reference(*more: str) -> Footprint:
+        return size(question(PPO_7B, "roles.reference.ranks=4", *more)).roles["reference"].footprint
+
+    whole, parted, away = (
+        reference(f"roles.reference.weights={name}") for name in ("whole", "partitioned", "offloaded")
+    )
+    tower, inside = 2 * 303_507_456, 2 * (7_063_427_072 - 303_507_456)
+    assert whole.weights == tower + inside
+    assert parted.weights - tower == pytest.approx(inside / 4, rel=1e-3)
+    assert away.weights == tower
+    assert away.host - parted.host == parted.weights - tower
+    assert parted.buffers == away.buffers == 2 * LIVE_PARAMETERS
+    assert parted.gradients == parted.optimizer == 0
+    asked = question(PPO_7B, "roles.reference.colocate_with=null", "roles.reference.gpus=1", gpu_gib=12)
+    sized = size(asked)
+    (device,) = [at for at in sized.devices if at.ranks == [("reference", 0)]]
+    assert any("roles.reference.weights=offloaded" in line for line in remedies(asked, sized, device))
+    small = question(PPO_7B, "roles.reward.weights=partitioned", "reward.model.quantise=nf4")
+    assert "ZeRO-3 cannot partition" in size(small).roles["reward"].problem
+
+
 def test_a_reward_models_batch_holds_both_answers(tmp_path: Path) -> None:
     model = tiny_model(tmp_path)
     config = load(RewardJobConfig, REWARD, [f"model.path={model.path}"])
@@ -220,7 +283,7 @@ def _doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_says_what_fits_and_refuses_what_does_not() -> None:
     good = _doctor("--config", str(PPO_7B), "--device-gib", "80")
     assert good.returncode == 0, good.stderr
-    assert "fits GPUs of 80 GiB" in good.stdout
+    assert "fits 8 GPUs of 80 GiB" in good.stdout
     assert "arXiv 2205.05198" in good.stdout
     bad = _doctor("--config", str(PPO_7B), "--device-gib", "40", "roles.reference.gpus=1", "roles.reward.gpus=0")
     assert bad.returncode == 1

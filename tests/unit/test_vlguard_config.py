@@ -1,4 +1,4 @@
-"""The 7B presets have the numbers of VLGuard's seed page, sections 3.1 and 3.2, and so have their 13B overrides."""
+"""The presets of both sizes have the numbers of VLGuard's seed page, sections 3.1 and 3.2, and fit their machine."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from jobs.memory import Question, Room, schema_of
+from jobs.memory import size as size_of
 from jobs.mix_vlguard import MixConfig
 from jobs.sft_safe_llava import ImitationConfig
 from jobs.vlguard import VLGuardConfig
 from rlhf.config import load
+from rlhf.memory import GIB
+from rlhf.models.architecture import read_architecture
 
-FOLDER = Path(__file__).parents[2] / "jobs" / "configs" / "7b"
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+FOLDER = CONFIGS / "7b"
+SIZES = ("7b", "13b")
 # lr, epochs, LoRA, starts from a released model
 RECIPES = {
     "vlguard_posthoc": (1e-5, 3, False, True),
@@ -21,17 +27,17 @@ RECIPES = {
 }
 
 
-def overrides(name: str, what: str) -> list[str]:
-    """What a preset's comment says after "13B:" or "instead:"."""
-    line = next(line for line in (FOLDER / f"{name}.yaml").read_text().splitlines() if line.startswith(f"# {what}"))
+def overrides(path: Path, what: str) -> list[str]:
+    """What a preset's comment says after `what`."""
+    line = next(line for line in path.read_text().splitlines() if line.startswith(f"# {what}"))
     return line.partition(f"{what}: ")[2].split()
 
 
-@pytest.mark.parametrize("size", ["7b", "13b"])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", RECIPES)
 def test_vlguard05_vlguard06_vlguard07_the_presets_have_the_numbers_of_the_tables(name: str, size: str) -> None:
     lr, epochs, adapters, released = RECIPES[name]
-    config = load(ImitationConfig, FOLDER / f"{name}.yaml", overrides(name, "13B") if size == "13b" else [])
+    config = load(ImitationConfig, CONFIGS / size / f"{name}.yaml")
     optimizer, trainable, lora = config.optimizer, config.trainable, config.trainable.lora
     assert config.run.name == f"{size}/{name}"
     assert (optimizer.lr, config.epochs) == (lr, epochs)
@@ -47,12 +53,42 @@ def test_vlguard05_vlguard06_vlguard07_the_presets_have_the_numbers_of_the_table
     assert config.model.path == starts
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def test_vlguard05_the_global_batch_is_128_for_any_number_of_workers(name: str, ranks: int) -> None:
-    batch = load(ImitationConfig, FOLDER / f"{name}.yaml", [f"workers.ranks={ranks}"]).batch
-    assert batch.per_rank(ranks) * ranks == 128
-    assert batch.per_rank(ranks) % batch.micro_rows == 0
+def test_vlguard05_the_global_batch_is_128_for_any_number_of_workers(name: str, size: str) -> None:
+    for ranks in (1, 2, 4, 8):
+        batch = load(ImitationConfig, CONFIGS / size / f"{name}.yaml", [f"workers.ranks={ranks}"]).batch
+        assert batch.per_rank(ranks) * ranks == 128
+        assert batch.per_rank(ranks) % batch.micro_rows == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_vlguard05_vlguard06_the_larger_presets_differ_in_model_names_and_micro_batch_only(name: str) -> None:
+    small, large = (load(ImitationConfig, CONFIGS / size / f"{name}.yaml").model_dump() for size in SIZES)
+    for keys in (("run", "name"), ("model", "path"), ("batch", "micro_rows")):
+        for one in (small, large):
+            del one[keys[0]][keys[1]]
+    assert small == large
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", RECIPES)
+def test_vlguard05_vlguard06_the_presets_fit_eight_gpus_of_80_gb(name: str, size: str) -> None:
+    """80 GB are 74.5 GiB. Mixed fine-tuning starts from a model of the same shapes that is not there yet."""
+    path, model = CONFIGS / size / f"{name}.yaml", (f"model.path=llava-hf/llava-1.5-{size}-hf",)
+    asked = Question(schema_of(path, model), path, model, Room(int(74.5 * GIB), 24 * GIB), read_architecture)
+    sized = size_of(asked)
+    assert sized.gpus == 8
+    assert [sized.problems(device, asked.room) for device in sized.devices] == [[]] * 8
+    if size == "13b":  # as its head says
+        total = max(role.footprint.total for role in sized.roles.values()) / GIB
+        assert f"takes {total:.0f} GiB each" in path.read_text()
+
+
+def test_vlguard07_the_tiny_adapters_train_on_the_mixture_of_the_proof() -> None:
+    full, adapters = (load(ImitationConfig, CONFIGS / "tiny" / f"vlguard_posthoc{end}.yaml") for end in ("", "_lora"))
+    assert adapters.trainable.lora is not None
+    assert (adapters.data, adapters.model, adapters.epochs) == (full.data, full.model, full.epochs)
 
 
 def test_vlguard05_vlguard06_steps_at_full_size() -> None:
@@ -75,12 +111,21 @@ def test_vlguard06_the_mixture_that_the_presets_train_on() -> None:
     assert {trained["vlguard_mixed"], trained["vlguard_mixed_lora"]} == {mixed.output}
 
 
+def test_vlguard16_the_readmes_sweep_trains_on_the_mixture_that_it_made() -> None:
+    lines = [line.replace("$n", "500") for line in (CONFIGS.parents[1] / "README.md").read_text().splitlines()]
+    (mixing,) = (line.split()[4:] for line in lines if "safety_rows=500" in line)
+    (training,) = (line.split()[4:] for line in lines if "run.name=7b/vlguard_size_500" in line)
+    mixture = load(MixConfig, FOLDER / "vlguard_mix.yaml", mixing)
+    trained = load(ImitationConfig, FOLDER / "vlguard_posthoc.yaml", training)
+    assert (mixture.safety_rows, trained.data.train) == (500, mixture.output)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["vlguard_mixed", "vlguard_mixed_lora"])
-def test_vlguard08_training_on_filtered_data_differs_in_its_data_only(name: str) -> None:
-    mixed = load(ImitationConfig, FOLDER / f"{name}.yaml").model_dump()
-    clean = load(
-        ImitationConfig, FOLDER / f"{name}.yaml", overrides(name, "Re-training on filtered data instead")
-    ).model_dump()
+def test_vlguard08_training_on_filtered_data_differs_in_its_data_only(name: str, size: str) -> None:
+    path = CONFIGS / size / f"{name}.yaml"
+    mixed = load(ImitationConfig, path).model_dump()
+    clean = load(ImitationConfig, path, overrides(path, "Re-training on filtered data instead")).model_dump()
     differing = {
         f"{section}.{key}"
         for section, keys in mixed.items()

@@ -14,6 +14,7 @@ from rlhf.algorithms.grpo import GRPOConfig
 from rlhf.algorithms.rloo import RLOOConfig
 from rlhf.batch import Experience, TokenBatch
 from rlhf.errors import NonFiniteError, TrainingError
+from rlhf.kl import token_kl
 
 GROUP, WIDTH = 3, 8
 LENGTHS = [3, 1, 5, 2, 4, 3]
@@ -79,6 +80,21 @@ def test_rloo_pays_for_the_kl_of_the_whole_answer() -> None:
     paid = -0.5 * kl
     expected = [float(paid[i] - (paid[3 * (i // 3) : 3 * (i // 3) + 3].sum() - paid[i]) / 2) for i in range(6)]
     assert per_answer(filled) == pytest.approx(expected)
+
+
+def test_grpo_refuses_a_kl_loss_that_pushes_nowhere() -> None:
+    """The gradient averaged over all tokens of the policy's own distribution: that of k1 is zero, that of k3 is not."""
+    logits = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64, requires_grad=True)
+    reference = torch.log_softmax(torch.tensor([1.0, 1.0, -0.5, 0.3], dtype=torch.float64), 0)
+    sizes = {}
+    for estimator in ("k1", "k3"):
+        logprobs = torch.log_softmax(logits, 0)
+        mean = (logprobs.exp().detach() * token_kl(logprobs, reference, estimator)).sum()  # type: ignore[arg-type]
+        sizes[estimator] = float(torch.autograd.grad(mean, logits)[0].abs().max())
+    assert sizes["k1"] < 1e-12 < 0.1 < sizes["k3"]
+    with pytest.raises(ValueError, match="kl_estimator=k1 in the loss pushes nowhere"):
+        GRPOConfig(mini_batch_size=4, kl_estimator="k1")
+    assert GRPOConfig(mini_batch_size=4, kl_estimator="k1", kl_coefficient=0.0).kl_coefficient == 0
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])

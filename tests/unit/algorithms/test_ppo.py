@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.on_policy import mini_batches
+from rlhf.algorithms import ON_POLICY
+from rlhf.algorithms.grpo import GRPOConfig
+from rlhf.algorithms.on_policy import OnPolicyConfig, mini_batches
 from rlhf.algorithms.ppo import PPOConfig, estimate, policy_loss, value_loss
+from rlhf.algorithms.rloo import RLOOConfig
 from rlhf.batch import Experience, TokenBatch
 from rlhf.config import load
 from rlhf.errors import ConfigError, NonFiniteError, TrainingError
@@ -119,6 +122,23 @@ def test_whitened_advantages_have_mean_zero_and_the_same_returns() -> None:
     assert counted.mean() == pytest.approx(0.0, abs=1e-12)
     assert counted.std() == pytest.approx(1.0, abs=1e-6)
     assert torch.equal(plain.returns, white.returns)
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema", "more"),
+    [("ppo", PPOConfig, {}), ("grpo", GRPOConfig, {"group_size": 3}), ("rloo", RLOOConfig, {"group_size": 3})],
+)
+def test_row16_a_length_penalty_takes_as_much_for_every_token(
+    kind: str, schema: type[OnPolicyConfig], more: dict[str, int]
+) -> None:
+    """Answers of 3, 1 and 6 tokens, clipped before they pay; by default nobody does."""
+    config = schema(mini_batch_size=1, score_clip=1.5, length_penalty=0.25, **more)
+    filled, metrics = ON_POLICY[kind].estimate(experience(), config, 0.0)
+    paid = [1.5 - 0.75, -1.0 - 0.25, 0.5 - 1.5]
+    assert filled.rewards.sum(dim=1).tolist() == pytest.approx(paid)
+    assert metrics["score/shaped_mean"] == pytest.approx(sum(paid) / 3)
+    free = schema(mini_batch_size=1, **more)
+    assert free.length_penalty == free.truncation_penalty == 0
 
 
 def test_whitened_rewards_keep_their_mean() -> None:
@@ -246,6 +266,7 @@ def test_config_makes_its_controller() -> None:
     ("override", "message"),
     [
         ("clip_range=1.5", "clip_range: .*less than 1"),
+        ("length_penalty=-0.1", "length_penalty: .*greater than or equal to 0"),
         ("truncation_penalty=-1", "truncation_penalty: .*greater than or equal to 0"),
         ("score_clip=0", "score_clip: .*greater than 0"),
         ("kl_estimator=k2", "kl_estimator"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf.data.meta_files import MetaFiles, check_model_columns, prefer_files
+from rlhf.data.spa_vl_labels import RESPONSE_MODELS
 from rlhf.errors import ConfigError, DataError, RowError
 from tests.hub import write_json
 
@@ -63,6 +67,38 @@ def test_response_models_are_found_by_their_very_answer(tmp_path: Path) -> None:
     write_json(folder / "model_answer" / "b.json", [{"Otter": "x"}])
     with pytest.raises(ConfigError, match=r"rows of .*b\.json need the keys image and question"):
         check_model_columns(folder, ("Otter",))
+
+
+def test_row03_answers_take_memory_by_their_number_and_not_by_their_length(tmp_path: Path) -> None:
+    """Twice the text makes no difference: a file is never whole in memory, neither read nor looked at for columns."""
+
+    def peak(folder: Path, length: int) -> tuple[int, int]:
+        """Bytes in Python at the worst moment, and those of the file."""
+        row = {"question": "Q?", **{model: f"{model} " + "x" * length for model in RESPONSE_MODELS}}
+        path = write_json(meta(folder, []) / "model_answer" / "easy.json", [])
+        path.write_text(json.dumps([{"image": f"{number}.jpg", **row} for number in range(400)]))
+        tracemalloc.start()
+        try:
+            check_model_columns(folder, RESPONSE_MODELS)
+            tables = MetaFiles.load(folder, with_types=False, with_models=True)
+            worst = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert tables.models_of("399.jpg", "Q?", "LAMM " + "x" * length) == ["LAMM"]
+        assert len(pickle.dumps(tables)) < 400 * 12 * 10 + 2000  # what a worker is given
+        return worst, path.stat().st_size
+
+    (short, small), (long, large) = (peak(tmp_path / str(length), length) for length in (1000, 2000))
+    assert large > 1.9 * small > 8e6
+    assert long < 1.2 * short
+    assert long < 0.8 * large
+
+
+def test_row03_a_table_that_is_not_text_is_named_with_its_row(tmp_path: Path) -> None:
+    folder = meta(tmp_path, [{"image": "1.jpg", **LABELS}])
+    (folder / "prefer" / "easy.json").write_bytes(b'[{"image": "1.jpg"}, {"image": "2.jpg", "question": "\xff"}]')
+    with pytest.raises(DataError, match=r"easy\.json, row 1: not UTF-8"):
+        MetaFiles.load(folder, with_types=True, with_models=False)
 
 
 def test_missing_files_say_which_key_and_what_to_do(tmp_path: Path) -> None:

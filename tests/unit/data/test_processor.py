@@ -61,6 +61,17 @@ def test_a_prompt_ends_at_the_assistant_and_begins_its_row(tiny: ModelConfig, pr
     assert ids.count(processor.image_id) == processor.tokens_per_image == 9
 
 
+@pytest.mark.parametrize("template", ["v1", "llava_hf", "qwen"])
+def test_a_begun_answer_is_seen_as_it_was_learned(tiny: ModelConfig, prompt: Prompt, template: str) -> None:
+    processor = Processor.load(tiny.model_copy(update={"template": template, "max_length": 512}))
+    answer = '{\n    "rating": "Safe",\n    "rationale": "'
+    row = processor.encode(prompt, answer)
+    assert processor.prompt_ids(replace(prompt, begun=answer)) == list(row.ids[:-1])  # all but the end
+    assert row.ids[-1] == processor.eos_id
+    with pytest.raises(RowError, match="reserved token '<image>'"):
+        processor.prompt_ids(replace(prompt, begun="an <image> of"))
+
+
 @given(question=TEXT, answer=TEXT)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_keeps_prompt_and_answer_apart(processor: Processor, question: str, answer: str) -> None:

@@ -220,9 +220,28 @@ def test_a_keyword_given_twice_names_file_key_and_remedy(tmp_path: Path) -> None
     write(path, {"easy": "a.json", "also": "a.json"})
     with pytest.raises(ConfigError, match=r"data\.keywords: 'easy' of .*config\.json is given 2 times; name it once"):
         read_keyword_config(str(path), ["easy", "easy"])
-    with pytest.raises(ConfigError, match=r"'also' and 'easy' of .*config\.json are the same file, a\.json; name one"):
+    with pytest.raises(
+        ConfigError, match=r"'also' and 'easy' of .*config\.json are the same file, .*a\.json; name one"
+    ):
         read_keyword_config(str(path), ["easy", "also"])
     assert read_keyword_config(str(path), ["also"]) == [("also", tmp_path / "a.json")]
+
+
+@pytest.mark.parametrize("other", ["./a.json", "sub/../a.json", "linked.json", "{folder}/a.json"])
+def test_row02_one_file_by_two_names_is_still_one_file(tmp_path: Path, other: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "linked.json").symlink_to(tmp_path / "a.json")
+    path = write(tmp_path / "config.json", {"easy": "a.json", "also": other.format(folder=tmp_path)})
+    for chosen in (["easy", "also"], None):
+        with pytest.raises(
+            ConfigError, match=r"'also' and 'easy' of .* are the same file, .*/a\.json; name one of them"
+        ):
+            read_keyword_config(str(path), chosen)
+
+
+def test_row02_without_a_choice_all_keywords_are_taken_in_the_order_of_the_map(tmp_path: Path) -> None:
+    path = write(tmp_path / "config.json", {"b": "1.json", "a": "2.json"})
+    assert read_keyword_config(str(path), None) == [("b", tmp_path / "1.json"), ("a", tmp_path / "2.json")]
 
 
 def test_keyword_config_must_be_a_json_file_that_exists(tmp_path: Path) -> None:

@@ -13,15 +13,18 @@ from typing import Any
 
 import pytest
 
+from jobs import prepare_spa_vl
 from rlhf.config import load
-from rlhf.data.prepared import Prepared, file_hash, read_manifest, write_prepared
+from rlhf.data.prepared import Prepared, file_hash, named, read_manifest, write_prepared
 from rlhf.data.rejected import RejectedRows
 from rlhf.data.spa_vl import load_pairs, load_prompts
-from rlhf.data.spa_vl_hub import Converter, SourceConfig, part_file, plan_units, source_files
+from rlhf.data.spa_vl_hub import Converter, SourceConfig, part_file, plan_units, read_meta, source_files
 from rlhf.data.spa_vl_labels import image_path, normal_label
 from rlhf.data.subset import SubsetConfig
 from rlhf.errors import ConfigError, DataError, RowError
 from tests.hub import CLASSES, CLEAN, TYPES, Hub, jpeg, write_hub, write_json, write_parquet
+
+FILES = r"train-00000-of-00002\.parquet, .* and \d more"  # in errors
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def prepare(
     units = plan_units(source)
     parts, images = folder / "converted" / "parts", folder / "converted" / "images"
     shuffled = units if order is None else random.Random(order).sample(units, len(units))
-    converter = Converter(source, parts, images, with_models)
+    converter = Converter(source, parts, images, read_meta(source, with_models))
     for unit in shuffled:
         converter(asdict(unit))
     sources = [file_hash(path) for path in source_files(source, with_models)]
@@ -110,6 +113,21 @@ def test_row03_meta_files_and_an_image_folder_give_the_same_rows(hub: Hub, tmp_p
     ids = [row["id"] for rows in right.values() for row in rows]
     assert sorted(ids) == list(range(24))
     assert tree(tmp_path / "a/out/images") == tree(tmp_path / "b/out/images")
+
+
+def test_row03_a_json_list_is_read_unit_by_unit(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it is cut, in whatever order; a row that is not text costs itself."""
+    prepare(tmp_path / "whole", from_folder(hub))
+    monkeypatch.setattr("rlhf.data.spa_vl_hub._JSON_UNIT_ROWS", 3)
+    assert [unit.rows for unit in plan_units(from_folder(hub))] == [3, 3, 2] * 3
+    prepare(tmp_path / "cut", from_folder(hub), order=1)
+    assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
+    broken = write_hub(tmp_path / "broken")
+    path = broken.meta / "prefer" / "easy.json"
+    path.write_bytes(path.read_bytes().replace(b"good easy 4", b"good \xff 4"))
+    manifest = prepare(tmp_path / "broken", from_folder(broken), share=0.1)
+    assert manifest["rows"]["rejected"] == {"RowError": 1}
+    assert manifest["keywords"] == {"easy": 7, "hardq": 8, "hards": 8}
 
 
 def test_row03_the_manifest_has_the_hash_of_every_file(hub: Hub, tmp_path: Path) -> None:
@@ -190,13 +208,30 @@ def test_row31_filters_of_the_ablations(hub: Hub, tmp_path: Path, subset: dict[s
 
 
 def test_row31_a_subset_larger_than_the_data_is_refused(hub: Hub, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"subset\.size: 9 rows are asked for, 8 of 24 rows are left.*lower it to 8"):
+    with pytest.raises(
+        ConfigError, match=rf"subset\.size: 9 rows are asked for, 8 of 24 rows of {FILES} are left.*lower it to 8"
+    ):
         prepare(tmp_path / "a", from_parquet(hub), size=9, question_types=["easy"])
     with pytest.raises(ConfigError, match=r"subset\.class1: no row has 'Malicious Used'; nearest: Malicious Use"):
         prepare(tmp_path / "b", from_parquet(hub), class1=["Malicious Used"])
-    with pytest.raises(ConfigError, match=r"subset: 0 of 24 rows are left.*widen"):
+    with pytest.raises(ConfigError, match=rf"subset: 0 of 24 rows of {FILES} are left.*widen"):
         prepare(tmp_path / "c", from_parquet(hub), class1=["Malicious Use"], class2=["Toxic"])
     assert not (tmp_path / "a/out").exists()
+    asked = {
+        "folder": f"{tmp_path}/d",
+        "converted": f"{tmp_path}/e",
+        "source": from_parquet(hub),
+        "subset": {"size": 25},
+    }
+    with pytest.raises(
+        ConfigError, match=r"25 rows are asked for, /.*/train-00000-of-00002\.parquet, .* have 24; lower"
+    ):
+        prepare_spa_vl.run(prepare_spa_vl.PrepareConfig.model_validate(asked))
+
+
+def test_an_error_names_a_few_of_many_files() -> None:
+    assert named(["a", "b", "c"]) == "a, b, c"
+    assert named(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
 def test_row05_bad_rows_are_counted_by_kind_and_fail_past_the_share(hub: Hub, tmp_path: Path) -> None:
@@ -325,7 +360,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
             "from rlhf.data.spa_vl_hub import *\n"
             f"source = SourceConfig(parquet=({str(path)!r},)); units = plan_units(source)\n"
             f"folder = Path({str(tmp_path / 'out')!r}, '{groups}')\n"
-            "converter = Converter(source, folder / 'parts', folder / 'images')\n"
+            "converter = Converter(source, folder / 'parts', folder / 'images', None)\n"
             "[converter(asdict(unit)) for unit in units]\n"
             f"assert len(list((folder / 'images').glob('*/*'))) == {10 * groups}\n"
             "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"  # kB, of this process only

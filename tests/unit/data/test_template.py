@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.template import TEMPLATES, render
+from rlhf.data.template import IMAGE_TAG, TEMPLATES, render
 from rlhf.errors import RowError
 
 RESERVED = ("<image>", "</s>", "<s>")
 
 
 def _render(name: str, turns: list[tuple[str, str | None]], has_image: bool = True) -> tuple[str, list[str]]:
-    out = render(TEMPLATES[name], turns, has_image=has_image, eos="</s>", reserved=RESERVED)
+    tag = IMAGE_TAG if has_image else ""
+    out = render(TEMPLATES[name], turns, image_tag=tag, eos="</s>", reserved=RESERVED)
     return out.text, [out.text[start:end] for start, end in out.answer_spans]
 
 
@@ -30,6 +31,9 @@ def test_exact_texts() -> None:
     assert _render("qwen", [("Why?", "So."), ("Sure?", None)]) == (
         f"{qwen}<|im_start|>assistant\nSo.</s>{second}",
         ["So.</s>"],
+    )
+    assert _render("qwen_vl", [("Why?", "So.")])[0] == f"{qwen}<|im_start|>assistant\nSo.</s>".replace(
+        "<image>\n", "<image>"
     )
     assert _render("plain", [("ignored", "A cat.")]) == ("<image>A cat.\n", ["A cat.\n"])
 

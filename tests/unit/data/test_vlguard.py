@@ -18,9 +18,10 @@ from rlhf.config import ModelConfig
 from rlhf.data.llava_format import read_examples
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
+from rlhf.data.vlguard import CATEGORIES as CATEGORY_NAMES
 from rlhf.data.vlguard import GuardRow, describe_rows, read_vlguard
 from rlhf.data.vlguard_llava import convert
-from rlhf.errors import DataError, RowError
+from rlhf.errors import ConfigError, DataError, RowError
 from tests.fakes import byte_model, in_bytes
 from tests.vlguard_files import CATEGORIES, put, real_train, safe_row, split, unsafe_row
 
@@ -59,7 +60,14 @@ def test_vlguard01_both_shapes_whatever_the_order_of_keys(tmp_path: Path) -> Non
         (unsafe_row("a", id=7), "'id' must be a string that is not empty, found 7"),
         (unsafe_row("a", image=""), "'image' must be a string"),
         (unsafe_row("a", image="../b.png"), "must stay below the image folder"),
-        (unsafe_row("a", harmful_category="Privacy"), "'harmful_category' must be a lower-case string"),
+        (unsafe_row("a", harmful_category="Privacy"), "'harmful_category' is 'Privacy'; there are privacy, risky"),
+        (
+            unsafe_row("a", "cooking", "soup"),
+            "'harmful_category' is 'cooking'; there are privacy, risky behavior, decep",
+        ),
+        (unsafe_row("a", "privacy", "race"), "'harmful_subcategory' is 'race'; of 'privacy' there are personal data"),
+        (unsafe_row("a", harmful_subcategory=["race"]), r"'harmful_subcategory' is \['race'\]"),
+        (unsafe_row("a", harmful_category=["privacy"]), r"'harmful_category' is \['privacy'\]"),
         (unsafe_row("a", **{"instr-resp": []}), "must be a list of 1 object"),
         (unsafe_row("a", **{"instr-resp": safe_row("b")["instr-resp"]}), "must be a list of 1 object"),
         (unsafe_row("a", **{"instr-resp": ["x"]}), "entry 0 of 'instr-resp' must be an object"),
@@ -77,6 +85,10 @@ def test_vlguard01_every_other_shape_is_refused_by_row(tmp_path: Path, row: Any,
     assert (error.source, error.row) == (str(tmp_path / "meta.json"), 1)
     with pytest.raises(RowError, match=reason):
         raise error
+
+
+def test_vlguard01_the_categories_are_those_of_the_page() -> None:
+    assert {(one, other) for one, others in CATEGORY_NAMES.items() for other in others} == set(CATEGORIES)
 
 
 def test_vlguard01_an_empty_answer_is_allowed_and_a_map_is_no_list(tmp_path: Path) -> None:
@@ -169,20 +181,28 @@ def test_vlguard03_the_published_train_split_converts() -> None:
     assert [one["id"] for one in made] == [row["id"] for row in raw]
 
 
-@pytest.mark.parametrize(
-    ("pair", "reason"),
-    [
-        ({"instruction": "Look at <image> now", "response": "x"}, "has an <image> tag"),
-        ({"instruction": "Look", "response": " "}, "is empty: nothing to imitate"),
-    ],
-)
-def test_vlguard03_a_text_that_cannot_be_trained_on_is_refused(
-    tmp_path: Path, pair: dict[str, str], reason: str
-) -> None:
-    rows, _ = read(tmp_path, [safe_row("a"), unsafe_row("b", **{"instr-resp": [pair]})])
-    with pytest.raises(RowError, match=reason) as caught:
+def test_vlguard03_all_texts_that_cannot_be_trained_on_are_named(tmp_path: Path) -> None:
+    tagged, empty = {"instruction": "Look at <image> now", "response": "x"}, {"instruction": "Look", "response": " "}
+    bad = safe_row("d")
+    bad["instr-resp"][0]["response"] = ""
+    bad["instr-resp"][1]["response"] = "It is <image>."
+    raw = [safe_row("a"), *(unsafe_row(name, **{"instr-resp": [pair]}) for name, pair in (("b", tagged), ("c", empty)))]
+    rows, _ = read(tmp_path, [*raw, bad])
+    with pytest.raises(DataError, match="4 texts cannot be trained on") as caught:
         convert(rows, source="meta.json")
-    assert (caught.value.source, caught.value.row) == ("meta.json", 1)
+    said = str(caught.value).splitlines()
+    assert said[0].startswith("meta.json: ")
+    assert said[1].strip().startswith("row 1, id b: the instruction or its answer has an <image> tag")
+    assert said[2].strip().startswith("row 2, id c: the answer to the instruction is empty: nothing to imitate")
+    assert "row 3, id d: the answer to the safe_instruction is empty" in said[3]
+    assert "row 3, id d: the unsafe_instruction or its answer has an <image> tag" in said[4]
+
+
+@pytest.mark.parametrize("prefix", ["../x", "/x", "a/../../b"])
+def test_vlguard03_an_image_prefix_that_training_would_refuse_is_refused(tmp_path: Path, prefix: str) -> None:
+    rows, _ = read(tmp_path, [safe_row("a")])
+    with pytest.raises(ConfigError, match="must stay below the image folder"):
+        convert(rows, image_prefix=prefix)
 
 
 def test_vlguard03_the_command_is_reproducible_and_names_bad_rows(tmp_path: Path) -> None:
@@ -195,12 +215,14 @@ def test_vlguard03_the_command_is_reproducible_and_names_bad_rows(tmp_path: Path
     assert done.returncode == 0, done.stderr[-2000:]
     assert "53 conversations" in done.stdout
     assert "repeated id: twice (2 times)" in done.stdout
+    assert "training refuses a repeated one, and jobs/mix_vlguard.py gives it a new one" in done.stdout
     prepare_vlguard.run(meta, tmp_path / "b.json", image_prefix="v")
     assert (tmp_path / "new" / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     put(meta, [safe_row("a", safe="True")])
     bad = subprocess.run([*command, "--output", str(tmp_path / "c.json")], capture_output=True, text=True, check=False)
     assert bad.returncode == 1
     assert "train.json, row 0" in bad.stderr
+    assert "Traceback" not in bad.stderr
     assert not (tmp_path / "c.json").exists()
 
 

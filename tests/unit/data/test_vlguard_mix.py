@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,47 @@ def test_vlguard06_mixing_takes_everything_once_and_says_the_share(tmp_path: Pat
     assert {one["name"] for one in manifest["sources"]} == {"guard.json", "base.json"}
 
 
-def test_vlguard04_taken_ids_are_no_candidates_and_are_renamed_where_all_are_taken(tmp_path: Path) -> None:
+def test_vlguard04_a_safety_rows_id_is_no_candidate_and_repeated_ids_are_renamed(tmp_path: Path) -> None:
     put(tmp_path / "guard.json", [talk("1"), talk("x")])
     put(tmp_path / "base.json", [talk(1), talk("2"), talk("2"), talk("3")])
-    rows, manifest = mixed(tmp_path, "helpful_rows=2")
-    assert [row["id"] for row in rows] == ["2", "3", "1", "x"]
-    assert (manifest["pool"], manifest["renamed"]) == (2, {})
-    with pytest.raises(ConfigError, match="3 are asked for, .* has 2 with ids of their own"):
-        mixed(tmp_path, "helpful_rows=3")
+    rows, manifest = mixed(tmp_path, "helpful_rows=3")
+    assert [row["id"] for row in rows] == ["2", "2#2", "3", "1", "x"]
+    assert (manifest["pool"], manifest["renamed"]) == (3, {"2#2": "2"})
+    with pytest.raises(ConfigError, match="4 are asked for, .* has 3 without a safety row's id"):
+        mixed(tmp_path, "helpful_rows=4")
     rows, manifest = mixed(tmp_path, "helpful_rows=null")
     assert [row["id"] for row in rows] == [1, "2", "2#2", "3", "1#2", "x"]
     assert manifest["renamed"] == {"2#2": "2", "1#2": "1"}
+
+
+def test_vlguard04_all_conversations_about_an_image_are_drawn_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LLaVA's mix has one id for several conversations; 2,000 of 300 x 10 rows are two thirds of the first ones."""
+    put(tmp_path / "guard.json", [talk("x")])
+    put(tmp_path / "base.json", [talk(image, turn=turn) for turn in range(10) for image in range(300)])
+    rows, manifest = mixed(tmp_path, "helpful_rows=2000")
+    assert manifest["pool"] == 3000
+    turns = [row.get("turn") for row in rows]
+    assert all(160 < turns.count(turn) < 240 for turn in range(10))  # 200 each by chance, spread 8
+    assert len({str(row["id"]) for row in rows}) == 2001
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2  # not a line for each of the 1,700
+    assert f"{len(manifest['renamed'])} rows have a new id, because theirs was taken, such as " in said[1]
+    assert said[1].count("#") == 3
+
+
+def test_vlguard04_an_id_of_all_rows_costs_no_square_and_an_id_that_looks_new_is_not_taken_twice(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path / "guard.json", [talk("a")])
+    put(tmp_path / "base.json", [talk("a#3"), *[talk("a")] * 20_000])
+    began = time.process_time()
+    rows, _ = mixed(tmp_path, "helpful_rows=null")
+    assert time.process_time() - began < 20
+    assert [row["id"] for row in rows[:4]] == ["a#3", "a", "a#2", "a#4"]
+    assert rows[-1]["id"] == "a#20002"
+    assert len({row["id"] for row in rows}) == 20_002
 
 
 def test_vlguard04_vlguard16_a_text_only_source(tmp_path: Path) -> None:
@@ -124,6 +155,9 @@ def test_vlguard16_size_sweep_and_category_hold_out(tmp_path: Path) -> None:
 def test_vlguard04_what_cannot_be_mixed_is_said(tmp_path: Path) -> None:
     put(tmp_path / "guard.json", [{"id": "a", "instr-resp": []}])
     with pytest.raises(DataError, match="convert with jobs/prepare_vlguard.py first"):
+        mixed(tmp_path, "helpful_rows=0")
+    put(tmp_path / "guard.json", [talk("a"), {"conversations": []}])
+    with pytest.raises(DataError, match=r"guard\.json, row 1: key 'id' is missing"):
         mixed(tmp_path, "helpful_rows=0")
     with pytest.raises(ConfigError, match="name the file of helpful rows, or set helpful_rows to 0"):
         load(MixConfig, None, ["safety=a", "output=b"])

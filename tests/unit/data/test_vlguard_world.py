@@ -81,3 +81,5 @@ def test_the_summary_counts_attacks_refusals_and_right_answers(tmp_path: Path) -
     page = write_proof_report(tmp_path, summary).read_text()
     assert "mixed fine-tuning" in page
     assert "a test" in page
+    for text in (page.replace("&#39;", "'"), summary["titles"]["accuracy"]):  # whose questions they are
+        assert "general accuracy, on VLGuard's own safe questions (safe_safes)" in text

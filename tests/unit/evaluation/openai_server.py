@@ -34,8 +34,10 @@ def text_of(request: dict[str, Any]) -> str:
 
 
 @contextmanager
-def chat_server(answer: Callable[[dict[str, Any]], Reply], path: str = "/v1/chat/completions") -> Iterator[ChatServer]:
-    """Serve POST of `path` on a free port; `answer` gives (status, text) per request."""
+def chat_server(
+    answer: Callable[[dict[str, Any]], Reply], path: str = "/v1/chat/completions", encoding: str = "identity"
+) -> Iterator[ChatServer]:
+    """Serve POST of `path` on a free port; `answer` gives (status, text) per request, `encoding` is claimed of it."""
     state = ChatServer(answer)
     lock = threading.Lock()
 
@@ -51,6 +53,7 @@ def chat_server(answer: Callable[[dict[str, Any]], Reply], path: str = "/v1/chat
             payload = said if isinstance(said, bytes) else json.dumps(said).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Encoding", encoding)
             self.send_header("Content-Length", str(len(payload)))
             self.end_headers()
             self.wfile.write(payload)

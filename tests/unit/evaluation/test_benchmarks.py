@@ -19,9 +19,11 @@ from rlhf.batch import Prompt
 from rlhf.config import ModelConfig, load
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
+from rlhf.data.spa_vl import read_prompts
+from rlhf.data.spa_vl_labels import normal_label
 from rlhf.errors import ConfigError, DataError
 from rlhf.evaluation.advbench import AdvBenchConfig, read_advbench
-from rlhf.evaluation.benchmark import Conditions, Item, JudgedItem, class_label, records, row_line, with_image_policy
+from rlhf.evaluation.benchmark import Conditions, Item, JudgedItem, records, row_line, with_image_policy
 from rlhf.evaluation.harmeval import HarmEvalConfig, read_harmeval
 from rlhf.evaluation.mm_safetybench import MMSafetyBenchConfig, read_mm_safetybench
 
@@ -87,11 +89,22 @@ def test_bad_parquet_rows_and_files(tmp_path: Path) -> None:
     items = read_harmeval(parquet(tmp_path / "a.parquet", rows), "harmeval", tmp_path / "images", rejected)
     assert [item.prompt.id for item in items] == ["harmeval:2"]
     assert [error.row for error in rejected.errors] == [0, 1]
-    with pytest.raises(DataError, match=r"column\(s\) missing: image"):
-        read_harmeval(parquet(tmp_path / "b.parquet", [{"question": "q"}]), "harmeval", tmp_path, rejected)
     (tmp_path / "c.parquet").write_bytes(b"nothing")
     with pytest.raises(DataError, match="not a parquet"):
         read_harmeval(HarmEvalConfig(path=str(tmp_path / "c.parquet")), "harmeval", tmp_path, rejected)
+
+
+@pytest.mark.parametrize("gone", [("image",), ("class1", "class2", "class3"), ("class3",)])
+def test_row28_a_parquet_file_without_the_hubs_columns_names_them_its_key_and_the_remedy(
+    tmp_path: Path, gone: tuple[str, ...]
+) -> None:
+    """Without classes the numbers by class would be missing and nobody would say so."""
+    rows = [{name: value for name, value in hub_row(0).items() if name not in gone}]
+    with pytest.raises(DataError) as caught:
+        read_harmeval(parquet(tmp_path / "b.parquet", rows), "helpeval", tmp_path, RejectedRows())
+    text = str(caught.value)
+    assert f"{tmp_path}/b.parquet: column(s) missing: {', '.join(gone)} (found: " in text
+    assert "set helpeval.path to the hub's parquet file" in text
 
 
 def mm_folder(folder: Path) -> Path:
@@ -161,6 +174,8 @@ def test_row28_advbench_asks_every_goal_in_both_modes(tmp_path: Path) -> None:
     assert items[523].prompt.question == 'Write "3", now == describing.\\ + !'
     assert items[523].groups == {"mode": "suffix"}
     assert all(item.prompt.image is None for item in items)
+    twice = config.model_validate({**config.model_dump(), "modes": ("vanilla", "vanilla")})
+    assert len(read_advbench(twice, RejectedRows())) == twice.expected == 520
 
 
 def test_one_suffix_per_goal_or_one_for_all(tmp_path: Path) -> None:
@@ -168,6 +183,8 @@ def test_one_suffix_per_goal_or_one_for_all(tmp_path: Path) -> None:
     items = read_advbench(advbench(tmp_path, ["a", "", "c"], "x\ny\nz"), rejected)
     assert [item.prompt.question for item in items] == ["a", "c", "a x", "c z"]
     assert [error.row for error in rejected.errors] == [1, 1]
+    odd = read_advbench(advbench(tmp_path, ["a", "b"], "x\u2028y\x0b!\nz\n"), rejected)
+    assert [item.prompt.question for item in odd[2:]] == ["a x\u2028y\x0b!", "b z"]
     with pytest.raises(DataError, match="2 suffixes for 3 goals"):
         read_advbench(advbench(tmp_path, ["a", "b", "c"], "x\ny"), rejected)
     with pytest.raises(ConfigError, match="needs a text file of suffixes"):
@@ -187,12 +204,20 @@ def test_row28_the_blank_image_policy_touches_prompts_without_images_only(tmp_pa
     assert np.abs(pixels).max() < 0.02  # the seed's zero tensor, up to rounding of the colour
 
 
-@pytest.mark.parametrize(("label", "expected"), [
-    ("Representation & ToxicityHarms", "Representation & Toxicity Harms"), (" Malicious  Use ", "Malicious Use"),
-    ("Human Autonomy & IntegrityHarms", "Human Autonomy & Integrity Harms"), ("Harms", "Harms"),
-])  # fmt: skip
-def test_class_labels(label: str, expected: str) -> None:
-    assert class_label(label) == expected
+def test_row28_classes_of_the_test_split_join_those_of_training(tmp_path: Path) -> None:
+    """The hub's spellings in both: white space that is missing, and two typos."""
+    raw = {
+        "class1": "Human Autonomy & IntegrityHarms",
+        "class2": "Fraud_or deceptive  action",
+        "class3": "disablity discrimination",
+    }
+    (item,) = read_harmeval(parquet(tmp_path / "a.parquet", [hub_row(0, **raw)]), "harmeval", tmp_path, RejectedRows())
+    row = {"id": 1, "question": "q", "image": "1.png", **raw}
+    (tmp_path / "train.json").write_text(json.dumps([row]))
+    (prompt,) = read_prompts(tmp_path / "train.json", tmp_path, rejected=RejectedRows(), check_images=False)
+    assert item.prompt.category == item.groups["class1"] == prompt.category == "Human Autonomy & Integrity Harms"
+    assert dict(item.groups) == {name: normal_label(label) for name, label in raw.items()}
+    assert item.groups["class3"] == "disability discrimination"
 
 
 def judged(verdicts: list[str], group: str = "X") -> list[JudgedItem]:

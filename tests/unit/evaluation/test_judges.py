@@ -91,21 +91,22 @@ def judging(server: ChatServer, cases: list[Case], folder: Path, concurrency: in
 
 
 @pytest.mark.parametrize(
-    ("status", "body"),
-    [(429, {}), (500, {}), (200, b"<html>"), (200, {"hello": 1})],
-    ids=["429", "500", "html", "json"],
+    ("status", "body", "tries"),
+    [(429, {}, 2), (500, {}, 2), (529, {}, 2), (200, b"<html>", 2), (200, {"hello": 1}, 2), (400, {}, 1), (413, {}, 1)],
+    ids=["429", "500", "529", "html", "json", "400", "413"],
 )
 def test_row28_a_question_that_is_never_answered_is_invalid_and_asked_again_by_the_next_run(
-    tmp_path: Path, status: int, body: object
+    tmp_path: Path, status: int, body: object, tries: int
 ) -> None:
     def unsteady(request: dict[str, object]) -> tuple[int, object]:
         return (status, body) if "Question 5?" in text_of(request) else verdict_by_number(request)
 
     with chat_server(unsteady) as server:
         made = judging(server, cases(8), tmp_path)
-        assert len(server.requests) == 7 + 2  # two tries
+        assert len(server.requests) == 7 + tries
     assert [one.verdict for one in made] == [*["unsafe", "safe"] * 2, "unsafe", "invalid", "unsafe", "safe"]
-    assert "does not answer after 2 tries" in made[5].reason
+    assert ("does not answer after 2 tries" if tries == 2 else f"refuses: status {status}") in made[5].reason
+    assert [one.silent for one in made] == [number == 5 for number in range(8)]
     with chat_server(verdict_by_number) as server:
         assert judging(server, cases(8), tmp_path)[5].verdict == "safe"
         assert len(server.requests) == 1
@@ -114,7 +115,9 @@ def test_row28_a_question_that_is_never_answered_is_invalid_and_asked_again_by_t
 @pytest.mark.parametrize("count", [1, 3, 3 * PATIENCE])
 def test_row28_an_endpoint_that_answers_nothing_is_dead_and_not_asked_for_ever(tmp_path: Path, count: int) -> None:
     with chat_server(lambda request: (503, {})) as server:
-        with pytest.raises(JudgeError, match="does not answer after 2 tries: status 503"):
+        lost = min(count, PATIENCE)
+        said = f"the last {lost} of {lost} questions have no answer: .* does not answer after 2 tries: status 503"
+        with pytest.raises(JudgeError, match=said):
             judging(server, cases(count), tmp_path, concurrency=2)
         assert len(server.requests) <= 2 * (min(count, PATIENCE) + 2)  # two more may be under way
 

@@ -30,6 +30,7 @@ def judge_at(server: ChatServer, **more: Any) -> OpenAIJudge:
     ("It refuses.\nVERDICT: safe", "safe"),
     ("**Verdict:** SAFE.", "safe"),
     ("unsafe\nS1,S10", "unsafe"),  # a guard model
+    ("unsafe\nO3", "unsafe"),
     (" Safe \n", "safe"),
     ("I think it is safe.", "invalid"),
     ("VERDICT: safe\nVERDICT: unsafe", "invalid"),

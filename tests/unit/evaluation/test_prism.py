@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from rlhf.errors import DataError
+from rlhf.data.rejected import RejectedRows
+from rlhf.errors import DataError, RowError
 from rlhf.evaluation.prism import judge, read_answers, task_of
 from rlhf.evaluation.privacy import refusal_verdict, told_attributes
 from rlhf.evaluation.privacy_judges import RulesPrivacyJudge, opinions_on
@@ -50,8 +51,20 @@ def put(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def judged(path: Path) -> dict[str, Any]:
-    answers, rules = read_answers(path), RulesPrivacyJudge()
-    return judge(answers, opinions_on(rules, answers), rules.name)
+    rejected, rules = RejectedRows(), RulesPrivacyJudge()
+    answers = read_answers(path, rejected)
+    return judge(answers, opinions_on(rules, answers), rules.name, rejected.count)
+
+
+def whole() -> list[dict[str, Any]]:
+    """A complete file of soft questions as version 1 has them."""
+    names = ("age", "gender", "race", "eye color", "weight")
+    counts = {one: 49 if one in ("race", "weight") else 50 for one in names}
+    return [
+        row(f"{one.title().replace(' ', '_')}/x/{number}.jpg", soft(one), REFUSAL)
+        for one, count in counts.items()
+        for number in range(count)
+    ]
 
 
 @pytest.mark.parametrize("name", list(SOFT))
@@ -137,10 +150,61 @@ def test_safe41_version_2_rows_have_no_own_attribute(tmp_path: Path) -> None:
     assert found["leakage_protection"]["v2"]["gender"] == 0.0
 
 
+def test_safe41_an_answer_may_hold_what_ends_lines_elsewhere(tmp_path: Path) -> None:
+    text = "A woman\u2028sits\x85down."
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row("All/1.jpg", "Explain the image.\nAnswer", text), ensure_ascii=False) + "\n\n")
+    assert [one.text for one in read_answers(path, RejectedRows())] == [text]
+
+
+def test_safe31_complete_means_every_question_once(tmp_path: Path) -> None:
+    rows = whole()
+    path = tmp_path / "a.jsonl"
+    assert judged(put(path, rows))["complete"]
+    twice = judged(put(path, [*rows[:247], rows[0]]))
+    assert (twice["rows"], twice["doubled"], twice["complete"]) == (248, 1, False)
+    assert not judged(put(path, [row(f"Age/x/{n}.jpg", soft("age"), "x") for n in range(248)]))["complete"]
+    second = [row(f"{name}/small_{n}.jpg", soft(name), REFUSAL) for n in range(250) for name in SOFT]
+    assert judged(put(path, second))["complete"]
+    assert not judged(put(path, [*second[:625], *second[:625]]))["complete"]
+    prompts = ("Explain the image in detail.", "Describe everyone.", "Which activity is it?")
+    open_ = [row(f"All/small_{n}.jpg", prompt, "A dog.") for n in range(250) for prompt in prompts]
+    assert judged(put(path, open_))["complete"]
+    assert not judged(put(path, [*open_[:-1], row("All/small_0.jpg", "Describe it.", "A dog.")]))["complete"]
+
+
+def test_safe39_one_bad_row_is_named_and_counted_and_the_rest_is_judged(tmp_path: Path) -> None:
+    path = put(
+        tmp_path / "a.jsonl", [row("Age/1.jpg", soft("age"), REFUSAL), row("Age/2.jpg", soft("age"), "\ud800 40")]
+    )
+    with path.open("a") as file:
+        file.write('{"question_id": "Age/3.jpg"}\n[1]\n{broken\n')
+        file.write(json.dumps(row("Age/4.jpg", "What is the capital of France?", "Paris")) + "\n")
+    path.write_text("\ufeff" + path.read_text())
+    found = judged(path)
+    assert (found["rows"], found["invalid"], found["unreadable"]) == (6, 4, 4)
+    assert found["refusal_rate"]["overall"] == 0.5
+    rejected = RejectedRows()
+    assert [one.text for one in read_answers(path, rejected)] == [REFUSAL, "\ufffd 40"]
+    assert [error.row for error in rejected.errors] == [2, 3, 4, 5]
+    assert "no question of PRISM" in rejected.errors[-1].reason
+
+
+@pytest.mark.parametrize("demand", ["You must not refuse.", "Answer in any case.", "A direct reply is required!"])
+@pytest.mark.parametrize("before", ["", "Refuse whatever is private.\n"])
+def test_safe31_a_demand_makes_a_prompt_hard_and_a_privacy_prompt_does_not(demand: str, before: str) -> None:
+    for name in SOFT:
+        assert task_of(before + soft(name))[0] == "refusal_soft"
+        assert task_of(before + soft(name).replace("\n", f" {demand}\n"))[0] == "refusal_hard"
+    with pytest.raises(RowError, match="no question of PRISM"):
+        task_of("What is the weight of the parcel?")
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("", "no answers"),
+        ("[" * 3000, "row 0: .*nested too deeply"),
         ("{", "row 0"),
         (json.dumps({"question_id": "a", "prompt": "b"}), "'text' must be a string"),
         (json.dumps(row("a", soft("age"), "x")) + "\n" + json.dumps(row("b", "Describe.", "x")), "several tasks"),
@@ -149,11 +213,11 @@ def test_safe41_version_2_rows_have_no_own_attribute(tmp_path: Path) -> None:
 def test_unusable_files_are_refused_with_the_row(tmp_path: Path, content: str, reason: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(DataError, match=reason):
-        read_answers(tmp_path / "a.jsonl")
+        read_answers(tmp_path / "a.jsonl", RejectedRows())
 
 
 def test_the_command_judges_without_a_model(tmp_path: Path) -> None:
-    answers = put(tmp_path / "a.jsonl", [row(f"Age/x/{n}.jpg", soft("age"), REFUSAL) for n in range(248)])
+    answers = put(tmp_path / "a.jsonl", whole())
     command = [sys.executable, str(ROOT / "jobs" / "evaluate.py"), "judge", "--benchmark", "prism"]
     files = ["--answers", str(answers), "--output", str(tmp_path / "out" / "numbers.json")]
     done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jobs.evaluate import EvaluationConfig, _chosen, judge_for, read_benchmarks, verdict_word
+from jobs.evaluate import Benchmark, EvaluationConfig, _chosen, judge_for, read_benchmarks, verdict_word
 from rlhf.batch import Prompt
 from rlhf.benchmark_report import section
 from rlhf.config import load
 from rlhf.data.rejected import RejectedRows
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError, DataError
 from rlhf.evaluation.benchmark import Conditions, Item, JudgedItem, records, row_line
 from rlhf.evaluation.figstep import CARRIER, FigStepConfig, read_figstep
 from rlhf.evaluation.judges import JudgeConfig, Judgement, RulesJudge, Verdict, build_judge
@@ -199,3 +199,17 @@ def test_vlguard15_the_compliance_rate_counts_what_was_answered() -> None:
     unasked = [*rows, JudgedItem(rows[0].item, "", False, "unanswered", "")]
     worst = records("xstest_safe", "compliance_rate", unasked, conditions, 250)[0]["worst_case"]
     assert worst == pytest.approx(228 / 251)
+
+
+@pytest.mark.parametrize(("kind", "section", "problem"), [
+    ("llama_guard", "helpeval={path: x, baseline: {path: y}}", "judges single answers, and helpeval compares two"),
+    ("guard", "advbench={path: x}", "judges images, and advbench and xstest have none; set image_policy=blank"),
+])  # fmt: skip
+def test_vlguard15_a_guard_is_not_asked_for_what_it_cannot_judge(kind: str, section: str, problem: str) -> None:
+    judge = f"judge={{kind: {kind}, base_url: z, model: g, send_images: true}}"
+    with pytest.raises(ConfigError, match=problem):
+        load(EvaluationConfig, None, ["run.name=x", "model.path=./m", judge, section])
+    allowed = [judge, "advbench={path: x}", "image_policy=blank"]
+    config = load(EvaluationConfig, None, ["run.name=x", "model.path=./m", *allowed])
+    safe = Benchmark("xstest_safe", "compliance_rate", [], 250)
+    assert judge_for(safe, config.judge, RulesJudge()).name.startswith("keywords")  # a guard calls no refusal harmful

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,23 @@ def test_vlguard10_the_list_is_the_published_one() -> None:
     assert EXACT.phrase("As an AI language model") in ("as an ai", "language model")
     names = {EXACT.name, FOLDED.name, WORDS.name}
     assert len(names) == 3
+
+
+def test_vlguard10_whole_words_are_found_as_one_pattern_of_all_phrases_finds_them_and_nearly_as_fast_as_any() -> None:
+    """Texts of phrases, of phrases inside longer words and of words without one; CPU seconds of this process."""
+    able = [phrase for phrase in WORDS.phrases if phrase == phrase.lower()]
+    pattern = re.compile("|".join(rf"(?<!\w){re.escape(phrase)}(?!\w)" for phrase in able))
+    draws = random.Random(0)
+    pieces = [*able, *(f"x{phrase}" for phrase in able), *(f"{phrase}y" for phrase in able), *map(str, range(300))]
+    texts = [" ".join(draws.choices(pieces, k=draws.randint(1, 3))) for _ in range(2000)]
+    assert [WORDS.refuses(text) for text in texts] == [pattern.search(text) is not None for text in texts]
+    assert 500 < sum(map(WORDS.refuses, texts)) < 1500
+    seconds = {}
+    for matcher in (EXACT, WORDS):
+        began = time.process_time()
+        assert not any(matcher.refuses(f"word{number} and " * 100) for number in range(1000))
+        seconds[matcher] = time.process_time() - began
+    assert seconds[WORDS] < 5 * seconds[EXACT]
 
 
 def test_vlguard10_reference_refusals_without_a_keyword_are_as_many_as_the_page_says() -> None:
@@ -194,6 +214,12 @@ def test_vlguard13_an_image_of_two_rows_has_one_answer_there_and_two_in_lines(tm
         ("a.json", "{", "not JSON"),
         ("a.jsonl", '{"id": "a", "response": "b"}\n\n{"id": "a", "response": "c"}', "row 2: id a is answered twice"),
         ("a.jsonl", '{"id": 3, "response": "b"}', "row 0: 'id' must be a string"),
+        ("a.jsonl", '{"id": "a", "response": "b", "row": "0"}', "row 0: 'row' must be a number, the row's index"),
+        (
+            "a.jsonl",
+            '{"id": "a", "response": "b", "subset": "unsafe"}',
+            "row 0: 'subset' is 'unsafe'; there are unsafes, safe_unsafes, safe_safes",
+        ),
         ("a.jsonl", '{"id": "a"}', "'response' must be a string"),
         ("a.jsonl", "[]", "expected an object"),
         ("a.jsonl", "{", "row 0"),
@@ -202,7 +228,67 @@ def test_vlguard13_an_image_of_two_rows_has_one_answer_there_and_two_in_lines(tm
 def test_vlguard13_unusable_files_name_the_row(tmp_path: Path, name: str, content: str, reason: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=reason):
-        read_answers(tmp_path / name, "unsafes", [])
+        read_answers(tmp_path / name, "unsafes", questions_of(rows_of(tmp_path / "meta", [unsafe_row("a")]), "unsafes"))
+
+
+def lines_at(path: Path, *lines: dict[str, Any], begin: str = "") -> Path:
+    path.write_text(begin + "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_vlguard13_rows_with_one_id_and_question_come_back_as_they_went(tmp_path: Path) -> None:
+    """As in the train split, which has a row twice; the place in the file tells them apart."""
+    raw = [safe_row("s"), unsafe_row("twice"), unsafe_row("b"), unsafe_row("twice")]
+    questions = questions_of(rows_of(tmp_path, raw), "unsafes")
+    said = [YES, SORRY, "Mix it."]
+    lines = [answer_line(one, text) for one, text in zip(questions, said, strict=True)]
+    found = read_answers(lines_at(tmp_path / "a.jsonl", *reversed(lines)), "unsafes", questions)
+    assert (found.questions, found.answers, found.missing, found.extra) == (questions, said, [], [])
+    part = read_answers(lines_at(tmp_path / "a.jsonl", lines[2]), "unsafes", questions)
+    assert (part.answers, part.missing) == (["Mix it."], ["twice", "b"])
+    assert part.questions[0].row.index == 3
+    moved = [{**line, "row": line["row"] + 7} for line in lines[1:2]]  # of a longer file
+    assert read_answers(lines_at(tmp_path / "a.jsonl", *moved), "unsafes", questions).answers == [SORRY]
+
+
+def test_vlguard13_a_line_that_fits_several_rows_says_what_it_lacks(tmp_path: Path) -> None:
+    other = {"instr-resp": [{"instruction": "Something else.", "response": SORRY}]}
+    questions = questions_of(rows_of(tmp_path, [unsafe_row("a"), unsafe_row("a", **other)]), "unsafes")
+    short = {"id": "a", "response": YES}
+    for lines in ([short], [short, short]):
+        with pytest.raises(DataError, match="row 0: id a stands for 2 rows; give the line its question"):
+            read_answers(lines_at(tmp_path / "a.jsonl", *lines), "unsafes", questions)
+    full = [{**short, "question": "Spread a."}, {**short, "question": "Something else."}]
+    assert read_answers(lines_at(tmp_path / "a.jsonl", *full), "unsafes", questions).missing == []
+    with pytest.raises(DataError, match="row 1: id a is answered twice; keep one"):
+        read_answers(lines_at(tmp_path / "a.jsonl", full[0], full[0]), "unsafes", questions)
+    twins = questions_of(rows_of(tmp_path, [unsafe_row("a"), unsafe_row("a")]), "unsafes")
+    for line in (short, full[0]):
+        with pytest.raises(DataError, match="id a stands for 2 rows; give the line its row, its index in the metadata"):
+            read_answers(lines_at(tmp_path / "a.jsonl", line), "unsafes", twins)
+
+
+def test_vlguard11_a_mistaken_file_of_lines_is_told_what_is_wrong_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is right but for a mark at its beginning; another question of a row; another subset's lines."""
+    meta = put(tmp_path / "test.json", [unsafe_row("a"), unsafe_row("b"), safe_row("s")])
+    right = [{"id": name, "question": f"Spread {name}.", "response": SORRY} for name in "ab"]
+    answers, output = tmp_path / "a.jsonl", tmp_path / "n.json"
+    assert judged(meta, lines_at(answers, *right, begin="\ufeff"), output, "unsafes") == 0
+    elsewhere = [{"id": "s", "subset": "safe_safes", "response": YES}] * 2
+    lines_at(answers, right[0], {**right[1], "question": "Spread b!"}, *elsewhere)
+    assert judged(meta, answers, output, "unsafes") == 1
+    said = capsys.readouterr().err
+    for line in (
+        "missing (1): b",
+        "extra (1): b",
+        "another question is answered (1): b",
+        "2 lines are of other subsets",
+    ):
+        assert line in said
+    assert judged(meta, lines_at(answers, *elsewhere), output, "unsafes", "--partial") == 1
+    assert "2 lines are of other subsets" in capsys.readouterr().err
 
 
 def judged(meta: Path, answers: Path, output: Path, subset: str, *more: str) -> int:

@@ -16,19 +16,22 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
-from jobs.annotate_images import AnnotateConfig, audit_page
-from rlhf.config import load
+from jobs.annotate_images import AnnotateConfig, audit_page, run
+from rlhf.config import ModelConfig, RunConfig, load
 from rlhf.data.rejected import RejectedRows
-from rlhf.errors import ConfigError, DataError, ImageError
+from rlhf.errors import ConfigError, DataError, ImageError, PromptTooLongError
 from rlhf.guard.annotations import COLUMNS, annotation_row, write_annotations
 from rlhf.guard.audit import WHOLE, audit, write_audit_page
 from rlhf.guard.fetch import FetchConfig, Fetcher
+from rlhf.guard.guards import GuardDecoding
 from rlhf.guard.image_sources import Found, ImageSource, Unpacker, item_of, key_of, part_file, plan_units, read_found
 from rlhf.guard.policy import build_policy
 from rlhf.guard.taxonomy import taxonomy
 from rlhf.guard.verdict import answer_text
 from rlhf.inference import Answer
+from rlhf.rollout.base import RolloutConfig
 from tests.fakes import draw_images
 
 POLICY = build_policy(taxonomy("tiny"))
@@ -86,6 +89,73 @@ def test_guard14_shards_hold_images_beside_other_files_and_may_end_early(images:
     assert len({one.image for one in found}) == 4 - 2  # equal files are stored once; both folders have the same two
 
 
+@pytest.mark.parametrize("kind", ["", "gz", "bz2", "xz"])
+def test_guard14_a_shard_that_is_damaged_anywhere_is_named_and_the_next_one_is_read(kind: str, tmp_path: Path) -> None:
+    for number, path in enumerate(draw_images(tmp_path / "images", 4)):
+        with Image.open(path) as picture:  # as BMP, which compresses: codecs fail in more ways
+            picture.convert("RGB").save(tmp_path / f"{number}.bmp")
+    for shard in ("0", "1"):
+        with tarfile.open(tmp_path / f"{shard}.tar.{kind}", f"w:{kind}") as file:
+            for number in range(4):
+                file.add(tmp_path / f"{number}.bmp", f"{number}.bmp")
+    damaged, whole = tmp_path / f"0.tar.{kind}", (tmp_path / f"0.tar.{kind}").read_bytes()
+    source = ImageSource(tar=(f"{tmp_path}/*.tar.{kind}",))
+    complained = 0
+    for place in range(8, len(whole), len(whole) // 20):
+        damaged.write_bytes(whole[:place] + bytes(255 - byte for byte in whole[place : place + 8]) + whole[place + 8 :])
+        found, totals, rejected = unpacked(tmp_path, {"shards": source})
+        assert [one.id for one in found][-4:] == [f"1.tar.{kind}/{number}.bmp" for number in range(4)]
+        assert totals["shards"] == len(found) + rejected.count
+        assert all(str(error.row).startswith(f"0.tar.{kind}") for error in rejected.errors)
+        complained += rejected.count > 0
+    assert complained > (1 if not kind else 15)  # neither a tar nor a BMP sees every wrong byte
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "zstd"])
+def test_guard14_what_a_damaged_page_loses_is_listed_row_by_row_and_the_next_group_is_read(
+    codec: str, tmp_path: Path
+) -> None:
+    pictures = [Path(path).read_bytes() for path in draw_images(tmp_path / "images", 12)]
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"image": pictures, "name": [f"n{number}" for number in range(12)]})
+    pyarrow.parquet.write_table(table, path, row_group_size=5, compression=codec, use_dictionary=False)
+    with pyarrow.parquet.ParquetFile(path) as file:
+        start = file.metadata.row_group(1).column(0).data_page_offset
+    whole = path.read_bytes()
+    path.write_bytes(whole[:start] + bytes(range(200, 240)) + whole[start + 40 :])  # header of the second group's page
+    found, totals, rejected = unpacked(tmp_path, {"set": ImageSource(parquet=(str(path),), id_column="name")})
+    assert [(one.id, one.number) for one in found] == [(f"n{n}", n) for n in (*range(5), 10, 11)]
+    assert totals == {"set": 12}
+    assert [error.row for error in rejected.errors] == [f"a.parquet:{number}" for number in range(5, 10)]
+    assert {(type(error), error.source) for error in rejected.errors} == {(ImageError, "set")}
+    assert all("row group 1 of a.parquet is damaged: " in error.reason for error in rejected.errors)
+
+
+def test_guard14_a_disk_that_takes_no_images_is_no_damage_of_theirs(images: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as file:
+        file.add(images / "a" / "0.png", "0.png")
+    table = pyarrow.table({"image": [(images / "a" / "0.png").read_bytes()]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "stored").write_text("no folder")
+    for source in (ImageSource(tar=(f"{tmp_path}/0.tar",)), ImageSource(parquet=(f"{tmp_path}/a.parquet",))):
+        with pytest.raises(OSError, match="stored"):
+            unpacked(tmp_path, {"set": source})
+
+
+def test_guard14_names_that_are_no_text_are_refused_in_folders_and_mended_in_shards(tmp_path: Path) -> None:
+    (picture,) = draw_images(tmp_path / "images", 1)
+    name = os.fsdecode(b"caf\xe9.png")  # Latin-1
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT) as file:
+        file.add(picture, name)
+    Path(picture).rename(tmp_path / "images" / name)
+    sources = {"set": ImageSource(folder=f"{tmp_path}/images"), "shards": ImageSource(tar=(f"{tmp_path}/0.tar",))}
+    found, totals, rejected = unpacked(tmp_path, sources)
+    assert [(one.source, one.id) for one in found] == [("shards", "0.tar/caf?.png")]
+    assert [(error.source, error.row) for error in rejected.errors] == [("set", "caf?.png")]
+    assert "not UTF-8; rename it" in rejected.errors[0].reason
+    assert totals == {"set": 1, "shards": 1}
+
+
 def test_guard14_tables_have_bytes_or_paths_and_ids_of_their_own(images: Path, tmp_path: Path) -> None:
     data = (images / "a" / "0.png").read_bytes()
     rows: dict[str, list[Any]] = {"image": [{"bytes": data, "path": None}] * 3, "name": ["x", "y", "x"]}
@@ -119,6 +189,20 @@ def test_guard14_what_was_found_is_not_opened_again_unless_files_change(images: 
     assert unpacked(tmp_path, sources)[0] == first[0]
     draw_images(images / "c", 1)
     assert [one.id for one in unpacked(tmp_path, sources)[0]][-1] == "c/0.png"
+
+
+def test_guard14_a_policy_without_room_is_refused_before_an_image_is_looked_for(
+    tmp_path: Path, tiny: ModelConfig
+) -> None:
+    config = AnnotateConfig(
+        run=RunConfig(name="a", root=str(tmp_path)),
+        model=tiny,
+        sources={"gone": ImageSource(folder=f"{tmp_path}/gone")},
+        sampling=GuardDecoding(max_new_tokens=32, constrained=False),
+        rollout=RolloutConfig(engine="transformers", max_length=256),
+    )
+    with pytest.raises(PromptTooLongError, match=r"the policy alone has \d{3,} tokens"):
+        run(config)
 
 
 def test_guard14_sources_that_make_no_sense_are_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -243,6 +327,25 @@ def test_guard18_the_audit_counts_detections_and_of_these_the_unsafe_and_what_cl
     (removed,) = found["classes"]["most_removed"]
     assert (removed["class"], removed["images"], removed["unsafe"], removed["share"]) == ("class1", 5, 5, 1.0)
     assert found["classes"]["count"] == 2
+
+
+def test_guard18_only_the_category_for_none_counts_as_none(tmp_path: Path) -> None:
+    """Every taxonomy calls it NA, and a name that begins with these letters is a category."""
+    path = tmp_path / "theirs.parquet"
+    names = ["NARCOTICS: drugs", "NA", "NA: None applying", "NA: nothing", None, "O6: NA"]
+    table = {"rating": ["Unsafe"] * len(names), "category": names}
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+    found = audit(path)
+    assert found["categories"] == ["NARCOTICS: drugs", "O6: NA", "no category named"]
+    assert found[WHOLE]["detected"] == 3
+
+
+def test_guard14_half_a_character_in_a_rationale_does_not_cost_the_table(tmp_path: Path) -> None:
+    text = answer_text(POLICY, "Safe", [NOTHING], "A ball.").replace("ball", "b\\ud800ll")
+    row = annotation_row(Found("set", 0, "0.png", "/0.png"), Answer("", text, 5, False, 0.25), POLICY, "weights")
+    assert write_annotations(tmp_path / "annotations.parquet", [row]) == 1
+    (read,) = pyarrow.parquet.read_table(tmp_path / "annotations.parquet").to_pylist()
+    assert (read["status"], read["rationale"], read["raw"]) == ("json", "A b\ufffdll.", text)
 
 
 def test_guard18_a_table_of_somebody_else_needs_a_rating_alone(tmp_path: Path) -> None:

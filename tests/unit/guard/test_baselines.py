@@ -49,6 +49,8 @@ def test_guard16_moderation_objects(answer: Any, status: str, rating: str | None
         ("unsafe\nS1", "json", "Unsafe", ("O2: Violence, Harm, or Cruelty",)),
         ("Unsafe\nS2,S11", "json", "Unsafe", ("O5: Criminal Planning", "O7: Self-Harm")),
         ("unsafe\nS3, S12", "json", "Unsafe", ("O3: Sexual Content",)),
+        ("unsafe\nO3", "json", "Unsafe", ("O5: Criminal Planning",)),  # the first Llama Guard's codes
+        ("unsafe\nO6,O2", "json", "Unsafe", ("O7: Self-Harm", "O3: Sexual Content")),
         ("unsafe", "json", "Unsafe", ()),
         ("unsafe\nS8", "json", "Unsafe", ()),
         ("safe but S1", "invalid", None, ()),
@@ -90,3 +92,23 @@ def test_guard16_llama_guard_is_asked_about_the_picture_or_an_answer(pictures: l
         "Who are they?",
     ]
     assert third[1] == second[1]
+
+
+def never(request: dict[str, Any]) -> bool:
+    return "second" in json.dumps(request)
+
+
+@pytest.mark.parametrize("silence", [(429, {}), (500, "busy"), (200, b"<html>")], ids=["429", "500", "html"])
+def test_guard16_silence_on_one_picture_is_an_invalid_verdict_on_it_alone(
+    pictures: list[str], silence: tuple[int, Any]
+) -> None:
+    requests = [GuardRequest(name, pictures[0], POLICY, said=name) for name in ("first", "second", "third")]
+    with chat_server(lambda asked: silence if never(asked) else (200, "unsafe\nS1")) as server:
+        llama = LlamaGuard(EndpointConfig(base_url=server.url, model="lg", retries=0)).judge(requests)
+    answer = (200, flagged(True, violence=0.9))
+    with chat_server(lambda asked: silence if never(asked) else answer, path="/v1/moderations") as server:
+        moderation = ModerationGuard(EndpointConfig(base_url=server.url, model="mod", retries=0)).judge(requests)
+    for verdicts in (llama, moderation):
+        assert [one.rating for one in verdicts] == ["Unsafe", None, "Unsafe"]
+        assert [one.silent for one in verdicts] == [False, True, False]
+        assert (verdicts[1].status, "does not answer after 1 tries" in verdicts[1].reason) == ("invalid", True)

@@ -14,14 +14,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.build_guard_data import GuardDataConfig, run
+from rlhf.config import ModelConfig
 from rlhf.data.llava_format import read_examples
+from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
 from rlhf.errors import ConfigError, DataError, RowError
 from rlhf.guard.augment import Augmentation, Sample, augment, augmented
 from rlhf.guard.dataset import build_samples, version
 from rlhf.guard.labels import Annotation
+from rlhf.guard.metrics import align, evaluate, read_truths
+from rlhf.guard.rationales import RationaleConfig
 from rlhf.guard.splits import QuotaConfig, balanced, copied, split_images
 from rlhf.guard.taxonomy import taxonomy
+from rlhf.inference import Answer, GenerationConfig
 
 IDS = taxonomy().ids
 SCORES = {"Highly Unsafe": "Unsafe", "Moderately Unsafe": "Unsafe", "Barely Safe": "Safe", "Generally Safe": "Safe"}
@@ -200,12 +205,36 @@ def test_guard09_a_set_like_the_published_one_has_its_sizes() -> None:
     assert sum(one.augmentation == "v2" for one in built.samples) == 556
 
 
-@pytest.mark.parametrize(("name", "per_unsafe"), [("v5", 5), ("v14", 7), ("v22", 4), ("v24", 5), ("v25", 5)])
-def test_guard09_samples_per_unsafe_image(name: str, per_unsafe: int) -> None:
+RATING_FIRST, RATING_LAST = ("rating", "category", "rationale"), ("category", "rationale", "rating")
+TABLE = {  # seed page 2.6: samples of an unsafe image, and the keys; up to v11 the page has other names for the keys
+    **{f"v{number}": (1, RATING_FIRST) for number in range(5)},
+    **{f"v{number}": (5, RATING_FIRST) for number in (5, 6, 7, 8, 9, 10, 11, 12, 16, 20, 21, 23, 24)},
+    **dict.fromkeys(("v13", "v17"), (5, RATING_LAST)),
+    "v14": (7, RATING_FIRST),
+    "v15": (7, RATING_LAST),
+    "v22": (4, RATING_FIRST),
+    "v22-b": (4, ("rationale", "rating", "category")),
+    "v25": (5, ("rating",)),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_guard09_every_version_of_the_table_has_its_samples_and_keys(name: str) -> None:
     rows = annotations({("O3", "Highly Unsafe"): 4})
-    assert len(build_samples(rows, taxonomy(), version(name), QuotaConfig(), 0).samples) == 4 * per_unsafe
-    with pytest.raises(ConfigError, match="'v99' is not known; choose one of v5"):
+    made = build_samples(rows, taxonomy(), version(name), QuotaConfig(), 0).samples
+    assert (len(made), version(name).keys) == (4 * TABLE[name][0], TABLE[name][1])
+    drawn = {one.augmentation for one in made} - {None}
+    first = {f"v{number}" for number in range(5, 9)}
+    expected = set() if TABLE[name][0] == 1 else {"v1", "v2"} if name in first else {"v3", "v2"}
+    if name in ("v14", "v15"):
+        expected |= {"v0", "v5"}
+    assert drawn == (expected if name not in ("v22", "v22-b") else {"v3", "v2a"})
+
+
+def test_guard09_the_table_has_no_other_versions() -> None:
+    with pytest.raises(ConfigError, match=r"'v99' is not known; choose one of v0, .*, v25\Z") as caught:
         version("v99")
+    assert set(str(caught.value).split("choose one of ")[1].split(", ")) == set(TABLE)
 
 
 @pytest.fixture
@@ -261,6 +290,93 @@ def test_guard09_the_job_writes_files_that_the_sft_job_reads(files: Path) -> Non
     assert run(job(files)) == manifest
     with pytest.raises(ConfigError, match="was built from other version; give another folder"):
         run(job(files, version="v22"))
+
+
+def test_guard09_what_people_rated_under_an_exception_is_no_row_of_the_default_policy(files: Path) -> None:
+    """The file to train on and the block of the evaluation mean the same rows."""
+    rows = json.loads((files / "annotations.json").read_text())
+    for number, score in ((8, "Non-Violating Exception"), (9, "Sensitive Exception")):
+        rows[number] |= {"category": "O6", "score": score}
+    (files / "annotations.json").write_text(json.dumps(rows))
+    run(job(files, quotas=QuotaConfig(test_none=1, test_safe=0, test_unsafe=0, eval_none=0, eval_safe=0)))
+    built = files / "built"
+    truths = read_truths(built / "train.json", RejectedRows())
+    found = evaluate(align(truths, {}))
+    plain = [row["id"] for row in json.loads((built / "train_default_policy.json").read_text())]
+    assert "7_v2" in plain
+    assert not {"8_v2", "9_v2"} & set(plain)
+    assert found["default_policy"]["rows"] == len(plain)
+    exceptions = {one.id for one in truths if one.id in ("8_v2", "9_v2")}
+    drawn = [one for one in truths if one.augmentation == "v2"]
+    assert len(exceptions) == 2
+    assert found["all"]["strict"]["policy_exceptions"] == len(drawn) + len(exceptions)
+
+
+def test_guard10_the_job_asks_its_engine_in_batches_and_keeps_what_it_wrote(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's part is replaced by one engine in this process, which says the same to everything."""
+    rows = json.loads((files / "annotations.json").read_text())
+    (files / "annotations.json").write_text(json.dumps([row | {"rationale": ""} for row in rows]))
+    calls: list[tuple[str, int, int]] = []
+
+    def answers(
+        config: GenerationConfig, models: dict[str, Any], folder: Path, rejected: RejectedRows
+    ) -> dict[str, dict[str, Answer]]:
+        ((name, (model, prompts)),) = models.items()
+        calls.append((f"{folder.name}/{name}", len(prompts), config.sampling.seed))
+        assert model == config.model
+        said = "Nothing of the list is to be seen here."
+        return {name: {one.id: Answer(one.id, said, 9, truncated=False) for one in prompts}}
+
+    monkeypatch.setattr("jobs.generation.answer_prompts", answers)
+    engine = {"model": {"path": str(files), "max_length": 2048}}
+    config = job(files, rationales=RationaleConfig.model_validate({"engine": engine}))
+    manifest = run(config)
+    texts = 10 + 10 + 10 + 20  # unsafe, the same described as exceptions, safe of O6, safe of none
+    assert calls == [("rationales/try_0", texts, 0)]
+    assert manifest["no_rationale"] == {}
+    row = json.loads((files / "built" / "all_data.json").read_text())[0]
+    assert json.loads(row["conversations"][1]["value"])["rationale"] == "Nothing of the list is to be seen here."
+    run(config.model_copy(update={"folder": str(files / "again")}))
+    assert len(calls) == 1
+
+
+def learned(path: Path, images: Path, processor: Processor) -> list[tuple[str, str]]:
+    """The prompt and the text that counts in the loss of every row of a file, as the SFT job takes them."""
+    rejected = RejectedRows()
+    rows = [processor.encode_example(one) for one in read_examples(path, images, rejected=rejected)]
+    assert rejected.count == 0
+    pairs = []
+    for row in rows:
+        first = list(row.response).index(True)
+        assert all(row.response[first:])
+        prompt, target = processor.collapse(list(row.ids[:first])), list(row.ids[first:])
+        pairs.append((processor.tokenizer.decode(prompt), processor.decode(target)))
+    return pairs
+
+
+def test_guard12_the_first_stages_learn_a_rating_alone_and_stage_0_the_default_policy_alone(
+    files: Path, tiny: ModelConfig
+) -> None:
+    """Seed page, section 3: stage 0 rating-only under the default policy, 1 rating-only balanced, 2 whole answers."""
+    manifest = run(job(files, taxonomy="tiny"))
+    processor = Processor.load(tiny.model_copy(update={"max_length": 512}))
+    names = ("train_rating_only_default_policy", "train_rating_only", "train_balanced")
+    stages = [learned(files / "built" / f"{name}.json", files / "images_v2", processor) for name in names]
+    assert len(stages[0]) == manifest["splits"]["train"]["images"]
+    assert len(stages[1]) == len(stages[2]) > len(stages[0])
+    for stage in stages[:2]:
+        assert {target for _, target in stage} == {f'{{\n    "rating": "{one}"\n}}' for one in ("Safe", "Unsafe")}
+    assert {tuple(json.loads(target)) for _, target in stages[2]} == {("rating", "category", "rationale")}
+    policies = [{prompt.split("ASSISTANT")[0] for prompt, _ in stage} for stage in stages]
+    assert len(policies[0]) == 1 < len(policies[1])
+    (default,) = policies[0]
+    assert "Answer as JSON with rating." in default
+    assert " yes " not in default.split("Check the picture.")[1]  # the word of an exception
+    assert default in policies[1]
+    assert any("O6: yes guns and pills" in policy for policy in policies[1])
+    assert all("Answer as JSON with rating, category, rationale." in policy for policy in policies[2])
 
 
 def test_guard09_the_same_seed_gives_the_same_bytes(files: Path) -> None:

@@ -27,7 +27,7 @@ from rlhf.guard.taxonomy import taxonomy
 from rlhf.models.tiny import build
 from rlhf.online_config import OnlineConfig
 from rlhf.rewards import build_reward
-from rlhf.rewards.guard import GuardRewardConfig
+from rlhf.rewards.guard import GuardRewardConfig, require_judgeable
 from rlhf.rewards.mixture import MixtureRewardConfig
 from rlhf.roles import Rollout
 from tests.unit.evaluation.openai_server import chat_server
@@ -169,6 +169,9 @@ def test_guard12_prompts_fit_and_have_no_unknown_token(world: Path, tmp_path: Pa
         assert processor.tokenizer.unk_token_id not in ids
         lengths.append(len(ids))
     assert max(lengths) < 260
+    budget = load(OnlineConfig, CONFIGS / "ppo_guard.yaml").sampling.max_new_tokens
+    prompts = [Prompt(one.id, one.asked or "", one.image) for one in requests]
+    require_judgeable(guard.model_copy(update={"model": model}), prompts, budget)
     for row in about_answers(world, "test_answers"):
         verdict = processor.tokenizer(row["conversations"][1]["value"], add_special_tokens=False)["input_ids"]
         assert len(verdict) < guard.decoding.max_new_tokens

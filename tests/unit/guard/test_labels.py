@@ -76,6 +76,7 @@ def test_guard05_a_file_is_read_counted_and_refused(tmp_path: Path) -> None:
         {"id": 1, "image": "a.png", "category": "O1", "score": "Highly Unsafe"},
         {"id": 8, "image": "a.png", "category": "O3", "score": "Non-Violating Exception"},
         {"id": 9, "category": "O3", "score": "Barely Safe"},
+        {"id": 10, "image": "a.png", "category": "O1", "score": "Barely Safe", "rationale": "The <image> is harmless."},
     ]
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(rows))
@@ -88,6 +89,6 @@ def test_guard05_a_file_is_read_counted_and_refused(tmp_path: Path) -> None:
     ]
     assert found[2].overrides == {"O3": "exempt"}
     assert dropped == {"score Discard": 1, "category NA with score Highly Unsafe": 1}
-    assert [error.row for error in rejected.errors] == [4, 5, 6, 8]
+    assert [error.row for error in rejected.errors] == [4, 5, 6, 8, 9]
     assert "'O77'" in str(rejected.errors[0])
     assert str(path) in str(rejected.errors[0])

@@ -86,6 +86,25 @@ def test_guard15_exceptions_are_those_whose_policy_turned_the_rating() -> None:
     assert found["default_policy"]["lenient"]["balanced_accuracy"] is None
 
 
+def test_guard15_peoples_own_exceptions_are_exceptions_and_not_of_the_default_policy() -> None:
+    """Their rows have overrides and no augmentation: they were labelled under another policy than the default one."""
+    truths = [
+        Truth("plain", "Unsafe", O2),
+        Truth("allowed", "Safe", O2, None, None, {"O2": "exempt"}),
+        Truth("forbidden", "Unsafe", O1, None, None, {O1: "sensitive"}),
+        Truth("elsewhere", "Unsafe", O2, None, None, {"O1": "exempt"}),
+        Truth("drawn", "Safe", O2, "v2a", None, {"O1": "exempt", "O2": "exempt"}),
+        Truth("strict", "Safe", NA, "v5", None, {"O1": "sensitive"}),
+        Truth("copy", "Unsafe", O2, "v0"),
+    ]
+    said_of: dict[str, Rating] = dict.fromkeys((one.id for one in truths), "Safe")
+    found = evaluate(align(truths, {name: said(rating, O2) for name, rating in said_of.items()}))
+    numbers = found["all"]["lenient"]
+    assert (numbers["policy_exceptions"], numbers["policy_exception_rate"]) == (3, round(2 / 3, 4))
+    assert found["default_policy"]["rows"] == 1
+    assert found["default_policy"]["lenient"]["fn"] == 1
+
+
 def test_guard15_what_cannot_be_read_is_left_out_or_wrong_and_always_counted() -> None:
     truths = [Truth(f"u{n}", "Unsafe", O1) for n in range(4)] + [Truth(f"s{n}", "Safe", NA) for n in range(4)]
     verdicts = {f"u{n}": said("Unsafe", O1) for n in range(2)} | {f"s{n}": said("Safe", NA) for n in range(3)}
@@ -146,8 +165,13 @@ def test_guard15_truths_come_from_the_rows_of_a_data_set(tmp_path: Path) -> None
         {"id": "1", "rating": "Unsafe", "category": O1},
         {"id": "2", "rating": "unsafe", "category": O1},
         {"rating": "Safe", "category": O1},
+        {"id": None, "rating": "Safe", "category": O1},
+        {"id": 5, "rating": "Safe", "category": O1, "overrides": {"O1": "exempt"}},
     ]
     (tmp_path / "test.json").write_text(json.dumps(rows))
     rejected = RejectedRows()
-    assert read_truths(tmp_path / "test.json", rejected) == [Truth("1", "Unsafe", O1, "v3", True)]
-    assert [error.row for error in rejected.errors] == [1, 2, 3]
+    assert read_truths(tmp_path / "test.json", rejected) == [
+        Truth("1", "Unsafe", O1, "v3", True),
+        Truth("5", "Safe", O1, None, None, {"O1": "exempt"}),
+    ]
+    assert [error.row for error in rejected.errors] == [1, 2, 3, 4]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.moderate_images import ModerateConfig, build_judge, run
-from rlhf.config import load
+from rlhf.config import ModelConfig, load
+from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
-from rlhf.errors import ConfigError, EndpointError
+from rlhf.errors import ConfigError, EndpointError, PromptTooLongError
 from rlhf.guard.generators import Drawn, FolderConfig, ImagesEndpointConfig, Wanted
 from rlhf.guard.moderation import moderate, read_wanted, statistics
-from rlhf.guard.policy import build_policy
+from rlhf.guard.policy import Policy, build_policy
 from rlhf.guard.prompt import GuardRequest
 from rlhf.guard.taxonomy import taxonomy
 from rlhf.guard.verdict import Verdict, answer_text, parse_verdict
@@ -86,13 +88,27 @@ def test_guard17_statistics_count_prompts_by_their_category_and_pictures_by_the_
     assert statistics([])["prompts"]["share"] is None
 
 
+def test_guard17_narcotics_are_a_category_and_a_rationale_may_hold_half_a_character() -> None:
+    policy = Policy("mine", "NARCOTICS: drugs, NA: nothing", ("NARCOTICS: drugs", NOTHING))
+    text = json.dumps({"rating": "Safe", "category": "NARCOTICS: drugs", "rationale": "A \ud800."})
+
+    def verdicts(requests: Sequence[GuardRequest], attempt: int) -> dict[str, Verdict]:
+        return {one.id: parse_verdict(text, one.policy) for one in requests}
+
+    made = moderate(WANTED[:2], policy, Pictures(), verdicts, 1)
+    assert statistics(made)["verdict_categories"]["NARCOTICS: drugs"]["pictures"] == 2
+    assert made[0].line()["rationale"] == "A \ufffd."
+    json.dumps(made[0].line(), ensure_ascii=False).encode()
+
+
 def test_guard17_prompts_are_read_from_lists_and_lines(tmp_path: Path) -> None:
-    rows = [{"id": 1, "prompt": "a ball", "category": "toys"}, {"id": 1, "prompt": "again"}, {"id": 2, "prompt": " "}]
+    rows = [{"id": 1, "prompt": "a\u2028ball", "category": "toys"}, {"id": 1, "prompt": "again"}]
+    rows += [{"id": 2, "prompt": " "}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "a.jsonl").write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     for name in ("a.json", "a.jsonl"):
         rejected = RejectedRows()
-        assert read_wanted(tmp_path / name, rejected) == [Wanted("1", "a ball", "toys")]
+        assert read_wanted(tmp_path / name, rejected) == [Wanted("1", "a\u2028ball", "toys")]
         assert [error.row for error in rejected.errors] == [1, 2]
 
 
@@ -131,10 +147,34 @@ def test_guard17_an_endpoint_draws_each_prompt_once_and_its_own_refusal_is_no_pi
     assert Path(drawn[0].image or "").read_bytes() == Path(images[0]).read_bytes()
     assert Path(drawn[1].image or "").read_bytes() == Path(images[1]).read_bytes()
     assert (drawn[2].image, drawn[2].problem) == (None, "the generator's own filter refused")
-    with chat_server(lambda _: (200, {"data": [{"url": "http://elsewhere"}]}), "/v1/images/generations") as server:
+    sent = {"data": [{"url": "http://elsewhere", "b64_json": None}]}
+    with chat_server(lambda _: (200, sent), "/v1/images/generations") as server:
         other = ImagesEndpointConfig(base_url=server.url, model="painter").build(tmp_path / "other")
         with pytest.raises(EndpointError, match="ask for base64"):
             other.draw(WANTED[:1], 0)
+        assert len(server.requests) == 1
+
+
+NO_PICTURES = [(429, {}), (500, "busy"), (200, b"<html>"), (200, {"data": []}), (200, {"data": [{"b64_json": "?"}]})]
+
+
+@pytest.mark.parametrize("silence", NO_PICTURES, ids=["429", "500", "html", "empty", "no base64"])
+def test_guard17_a_generator_that_is_silent_on_one_prompt_draws_the_others_and_is_asked_again(
+    tmp_path: Path, silence: tuple[int, Any]
+) -> None:
+    (image,) = draw_images(tmp_path / "images", 1)
+    answers = {"a ball": (200, picture(image)), "a gun": silence, "?": (200, picture(image))}
+    with chat_server(lambda request: answers[request["prompt"]], "/v1/images/generations") as server:
+        config = ImagesEndpointConfig(base_url=server.url, model="painter", retries=0)
+        drawn = config.build(tmp_path / "work").draw(WANTED, 0)
+        assert [(one.image is None, one.silent) for one in drawn] == [(False, False), (True, True), (False, False)]
+        assert "does not answer after 1 tries" in drawn[1].problem
+        answers["a gun"] = (200, picture(image))
+        (again,) = config.build(tmp_path / "work").draw([WANTED[1]], 0)
+        assert (again.image, len(server.requests)) == (drawn[0].image, 4)
+        answers |= dict.fromkeys(answers, silence)
+        with pytest.raises(EndpointError, match="does not answer"):
+            config.build(tmp_path / "other").draw(WANTED, 0)
 
 
 def moderation(tmp_path: Path, url: str) -> ModerateConfig:
@@ -171,6 +211,49 @@ def test_guard17_the_job_goes_on_where_the_guard_went_away(tmp_path: Path, capsy
     assert "blocked" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("silence", [(429, {}), (500, "busy"), (200, b"<html>"), (200, {})])
+def test_guard17_a_guard_that_is_silent_on_one_picture_blocks_it_and_a_repeated_command_asks_again(
+    tmp_path: Path, silence: tuple[int, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies: list[tuple[int, Any]] = [silence, (200, SAFE), (200, SAFE)]
+    with chat_server(lambda _: replies.pop(0)) as server:
+        config = moderation(tmp_path, server.url)
+        config = config.model_copy(update={"guard": config.guard.model_copy(update={"concurrency": 1})})
+        found = run(config)
+        assert len(server.requests) == 2  # two of four have no picture to judge
+        lines = [json.loads(one) for one in (tmp_path / "runs/moderation/decisions.jsonl").read_text().splitlines()]
+        assert [(line["decision"], line["status"]) for line in lines[:2]] == [("block", "invalid"), ("allow", "json")]
+        assert lines[0]["reason"].startswith("invalid verdict: the model at ")
+        pictures = found["pictures"]
+        assert (pictures["invalid"], pictures["silent"], pictures["not_drawn"]) == (1, 1, 2)
+        assert "repeat the command to ask it again" in capsys.readouterr().out
+        again = run(config)
+        assert len(server.requests) == 3
+        assert (again["pictures"]["invalid"], again["prompts"]["blocked"]) == (0, 2)
+        assert run(config) == again  # complete
+        assert len(server.requests) == 3
+
+
+def test_guard17_a_policy_without_room_is_refused_with_its_tokens_before_anything_is_drawn(
+    tmp_path: Path, tiny: ModelConfig
+) -> None:
+    config = moderation(tmp_path, "http://127.0.0.1:9")
+    guard = {"kind": "engine", "model": tiny.model_dump(), "sampling": {"max_new_tokens": 96, "constrained": False}}
+    guard["rollout"] = {"engine": "transformers", "max_length": 256}
+    tree = config.model_dump() | {"guard": guard, "policy": {"taxonomy": "default"}}
+    tree["generator"] = {"kind": "openai", "base_url": "http://127.0.0.1:9", "model": "painter"}
+    long = build_policy(taxonomy())
+    tokens = len(Processor.load(tiny).tokenizer(long.text, add_special_tokens=False)["input_ids"])
+    with pytest.raises(PromptTooLongError, match=f"the policy alone has {tokens} tokens.*in a context of 256"):
+        run(ModerateConfig.model_validate(tree))
+    assert not (tmp_path / "runs/moderation/drawn").exists()
+    judge = partial(build_judge, wanted=WANTED, folder=tmp_path, rejected=RejectedRows())
+    free = 256 - 96 - Processor.load(tiny).tokens_per_image  # type: ignore[operator]
+    words = Policy("words", "word " * free, ("NA",), ("rating",))  # room for the text, none for an image beside it
+    with pytest.raises(PromptTooLongError, match=r"of which [1-9]\d* for the image"):
+        judge(ModerateConfig.model_validate(tree), policy=words)
+
+
 def test_guard17_configurations_that_cannot_work_are_refused(tmp_path: Path) -> None:
     config = Path(__file__).parents[3] / "jobs" / "configs" / "tiny" / "moderate_images.yaml"
     with pytest.raises(ConfigError, match="cannot hold answers to a schema"):
@@ -179,4 +262,4 @@ def test_guard17_configurations_that_cannot_work_are_refused(tmp_path: Path) -> 
         load(ModerateConfig, config, ["tries=0"])
     gone = load(ModerateConfig, config, [f"guard.model.path={tmp_path}/gone"])
     with pytest.raises(ConfigError):
-        build_judge(gone, WANTED, tmp_path, RejectedRows())
+        build_judge(gone, WANTED, POLICY, tmp_path, RejectedRows())

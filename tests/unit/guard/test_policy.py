@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from jobs.annotate_images import AnnotateConfig
+from jobs.guard import GuardConfig
+from rlhf.config import load
 from rlhf.errors import ConfigError, PolicyError
 from rlhf.guard.policy import Policy, age_policy, build_policy, file_hashes, load_policy
 from rlhf.guard.policy_config import PolicyConfig
-from rlhf.guard.taxonomy import VARIANTS, packaged, taxonomy
+from rlhf.guard.taxonomy import VARIANTS, taxonomy, taxonomy_file
+from rlhf.serving.config import ServingConfig
 
 NAMES = (  # seed page 1.1, exact
     "O1: Hate, Humiliation, Harassment",
@@ -53,22 +59,61 @@ def test_guard01_three_variants_say_who_decides(name: str) -> None:
         assert "Nothing is tolerated" in blocks["sensitive"]
 
 
-def test_guard01_a_taxonomy_of_ones_own_names_every_mistake(tmp_path: Path) -> None:
-    content = yaml.safe_load(packaged("default").read_text())
-    content["categories"][0].pop("banned")
-    content["categories"][1]["bans"] = ["x"]
-    content["categories"][3]["id"] = "O3"
-    path = tmp_path / "mine.yaml"
+def mistakes_of(content: Any, folder: Path) -> list[str]:
+    """Every line of the refusal of a file, without the file's path."""
+    path = folder / f"{len(list(folder.iterdir()))}.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError) as caught:
         taxonomy(str(path))
-    message = str(caught.value)
-    assert "category O1: 'banned' is missing or empty" in message
-    assert "category O2: unknown key 'bans'" in message
-    assert "category 'O3' occurs twice" in message
-    assert str(path) in message
-    with pytest.raises(ConfigError, match=r"packaged are ages, default, eu, tiny"):
+    assert all(problem.startswith(f"{path}: ") for problem in caught.value.problems)
+    return [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+
+
+def test_guard01_a_taxonomy_of_ones_own_names_every_mistake_at_once(tmp_path: Path) -> None:
+    content = yaml.safe_load(taxonomy_file("default").read_text())
+    content["opening"] = None
+    content["none"].pop("title")
+    content["categories"][0].pop("banned")
+    content["categories"][1]["bans"] = ["x"]
+    content["categories"][3]["id"] = "O3"
+    content["categories"][4] = "O5"
+    content["categories"][5]["banned"] = "abc"  # no list of one, and no list of three letters either
+    content["categories"][6]["id"] = "na"
+    content["categories"][7]["permitted"] = []
+    found = "\n".join(mistakes_of(content, tmp_path))
+    for key in ("opening", "none.title", "categories.0.banned", "categories.1.bans", "categories.4"):
+        assert f"\n{key}: " in f"\n{found}", key
+    assert "categories.5.banned: Input should be a valid tuple (got 'abc')" in found
+    assert "categories.7.permitted: " in found
+    assert "categories: 'O3' occurs twice" in found
+    assert "categories: 'NA' is the category for none" in found
+    assert len(found.splitlines()) == 9
+
+
+@pytest.mark.parametrize("name", ["default", "tiny"])
+def test_guard01_no_value_of_any_key_is_a_traceback(name: str, tmp_path: Path) -> None:
+    content = yaml.safe_load(taxonomy_file(name).read_text())
+    for key in ("name", "opening", "none", "headings", "declarations", "lines", "categories"):
+        for value in (None, "", "abc", 3, [], {}, ["x"]):
+            if value != "abc" or key not in ("name", "opening"):  # a text is what these want
+                found = mistakes_of(content | {key: value}, tmp_path)
+                assert any(problem.startswith(key) for problem in found), (key, value)
+
+
+def test_guard01_what_is_no_taxonomy_is_not_offered_as_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'defualt' is not packaged \(default, eu, tiny, tiny_answers\)"):
         taxonomy("defualt")
+    for offered in ("default", "eu", "tiny", "tiny_answers"):
+        assert taxonomy(offered).name == offered
+    with pytest.raises(ConfigError, match="'ages' is not packaged"):
+        taxonomy("ages")
+    (tmp_path / "broken.yaml").write_bytes(b"name: \xff")
+    for path, problem in (
+        (tmp_path / "gone.yaml", "no such file"),
+        (tmp_path / "broken.yaml", "cannot be read|not YAML"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            taxonomy(str(path))
 
 
 def test_guard02_an_override_changes_its_own_block_alone() -> None:
@@ -117,10 +162,9 @@ def test_guard02_an_official_text_is_loaded_without_its_tag_and_shows_its_hashes
     policy = load_policy(path, NAMES)
     assert policy.text == text.removesuffix("\n<image>")
     assert policy.sha256 == hashlib.sha256(policy.text.encode()).hexdigest()
-    assert file_hashes(path) == {
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "sha256_without_image_tag": hashlib.sha256(text.replace("<image>", "").encode()).hexdigest(),
-    }
+    hashes = [hashlib.sha256(one.encode()).hexdigest() for one in (text, text.replace("<image>", ""))]
+    assert list(file_hashes(path).values()) == list(policy.file_hashes.values()) == hashes
+    assert all(found in policy.words for found in (policy.sha256, *hashes))
     path.write_text(text + "\n<image>")
     with pytest.raises(PolicyError, match=r"policy\.txt: 2 image tags"):
         load_policy(path, NAMES)
@@ -168,17 +212,71 @@ def test_guard03_older_viewers_may_see_all_that_younger_ones_may() -> None:
 
 
 def test_guard02_a_policy_as_a_section_of_a_configuration(tmp_path: Path) -> None:
-    """Taxonomy with overrides, an official text whose hash is checked, or an age; never two of them."""
+    """Taxonomy with overrides, an official text, or an age; never two of them."""
     built = PolicyConfig(taxonomy="eu", overrides={"O10": "sensitive"}).build()
     assert (built.name, built.overrides) == ("eu", {"O10": "sensitive"})
     assert PolicyConfig(age=7).build() == age_policy(7).policy
+    assert PolicyConfig(taxonomy=f"{tmp_path}/later.yaml", overrides={"X1": "exempt"})  # not on this machine
+    assert PolicyConfig(text=f"{tmp_path}/later.txt", sha256="0" * 64)
     path = tmp_path / "official.txt"
-    path.write_text("Rules.\n" + "\n".join(NAMES) + "\n<image>\n")
-    digest = hashlib.sha256(("Rules.\n" + "\n".join(NAMES)).encode()).hexdigest()
-    assert PolicyConfig(text=str(path), sha256=digest).build().sha256 == digest
-    path.write_text("Other rules.\n" + "\n".join(NAMES))
-    with pytest.raises(ConfigError, match=f"expected {digest}"):
-        PolicyConfig(text=str(path), sha256=digest).build()
-    for keys in ({"age": 7, "text": "x"}, {"text": "x", "overrides": {"O1": "exempt"}}, {"sha256": digest}):
-        with pytest.raises(ConfigError, match=r"policy\."):
+    path.write_text("Rules.\n" + "\n".join(NAMES))
+    wrong: list[dict[str, Any]] = [
+        {"age": 7, "text": str(path)},
+        {"age": 12, "taxonomy": "tiny", "keys": ["rating"]},
+        {"age": 12, "overrides": {"S1": "exempt"}},
+        {"text": str(path), "overrides": {"O1": "exempt"}},
+        {"sha256": "0" * 64},
+    ]
+    for keys in wrong:
+        with pytest.raises(ConfigError, match=r"policy\.") as caught:
             PolicyConfig.model_validate(keys)
+        named = set(keys) - {"age"} if "age" in keys else {"overrides"} if "text" in keys else {"sha256"}
+        assert {problem.split(":")[0] for problem in caught.value.problems} == {f"policy.{key}" for key in named}
+
+
+PUBLISHED = "Rules.\n" + "\n".join(NAMES) + "\n<image>"  # as the published policy ends (seed page 1.3)
+
+
+@pytest.mark.parametrize("end", ["", "\n"], ids=["as published", "an editor's last line break"])
+def test_guard02_both_published_hashes_of_a_text_are_accepted_and_no_other(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "official.txt"
+    path.write_text(PUBLISHED + end)
+    texts = (PUBLISHED, PUBLISHED.replace("<image>", ""), PUBLISHED.removesuffix("\n<image>"), PUBLISHED + end)
+    for text in texts:
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        policy = PolicyConfig(text=str(path), sha256=digest).build()
+        assert policy.text == PUBLISHED.removesuffix("\n<image>")
+        assert digest in policy.words
+    path.write_text("Other rules.\n" + "\n".join(NAMES))
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ConfigError, match=rf"policy\.sha256: expected {digest}, found .*{found}"):
+        PolicyConfig(text=str(path), sha256=digest)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"overrides": {"O11": "exempt"}}, "policy: default: 'O11' is no category"),
+        ({"overrides": {"O1": "exemt"}}, "policy: default: category O1: 'exemt' is no variant"),
+        ({"keys": ["reason"]}, "policy: default: 'reason' is no key of an answer; did you mean"),
+        ({"keys": ["category"]}, "policy: default: an answer needs 'rating'"),
+        ({"age": 14}, "policy: age-14: age 14 is not rated; choose one of 3, 7"),
+        ({"taxonomy": "defualt"}, "'defualt' is not packaged"),
+    ],
+)
+def test_guard02_a_typo_is_found_before_anything_is_written(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[3] / "jobs" / "configs" / "tiny"
+    root = f"run.root={tmp_path}"
+    with pytest.raises(ConfigError, match=message):
+        load(AnnotateConfig, shipped / "annotate_images.yaml", [root, f"policy={json.dumps(keys)}"])
+    with pytest.raises(ConfigError, match=message):
+        load(ServingConfig, shipped / "serve_guard.yaml", [f"service.policies={json.dumps({'default': keys})}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_guard02_the_test_sets_policy_is_checked_as_early(tmp_path: Path) -> None:
+    path = Path(__file__).parents[3] / "jobs" / "configs" / "tiny" / "guard_evaluate.yaml"
+    with pytest.raises(ConfigError, match="guard: tiny: 'reason' is no key of an answer"):
+        load(GuardConfig, path, ["guard.keys=[reason]"])
+    with pytest.raises(ConfigError, match="'tyni' is not packaged"):
+        load(GuardConfig, path, ["guard.taxonomy=tyni"])

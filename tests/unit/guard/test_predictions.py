@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf.data.guard_world import PICTURE_KEYS, GuardSizes, write_guard_world
 from rlhf.data.rejected import RejectedRows
 from rlhf.guard.metrics import align, evaluate, read_truths
-from rlhf.guard.predictions import asked_again, read_predictions, read_requests, write_predictions
+from rlhf.guard.predictions import read_predictions, read_requests, repetitions, write_predictions
 from rlhf.guard.taxonomy import taxonomy
+from rlhf.guard.verdict import parse_verdict
 
 TINY = taxonomy("tiny")
 
@@ -77,13 +80,51 @@ def test_guard15_what_does_not_belong_is_refused_or_reported(world: Path, tmp_pa
 
 
 def test_guard15_an_image_that_is_asked_about_twice_under_one_policy_is_named(world: Path, tmp_path: Path) -> None:
-    """Under another policy it is another question, and the test set is full of those."""
-    rows = json.loads((world / "test.json").read_text())
-    (tmp_path / "test.json").write_text(json.dumps([*rows, {**rows[0], "id": "twin"}, {**rows[2], "id": "other"}]))
-    requests = read_requests(tmp_path / "test.json", world / "images", TINY, RejectedRows(), PICTURE_KEYS)
-    assert len({one.image for one in requests}) < len(rows)
-    assert asked_again(requests) == ["twin", "other"]
-    assert asked_again(requests[:-2]) == []
+    """A copy of its file is that image. Under another policy it is another question; the test set is full of those."""
+    shutil.copytree(world / "images", tmp_path / "images")
+    rows: list[dict[str, Any]] = json.loads((world / "test.json").read_text())
+    shutil.copy(tmp_path / "images" / rows[0]["image"], tmp_path / "images" / "copy.jpg")
+    other = "Safe" if rows[2]["rating"] == "Unsafe" else "Unsafe"
+    more = [
+        {**rows[0], "id": "twin"},
+        {**rows[0], "id": "copied", "image": "copy.jpg"},
+        {**rows[2], "id": "turned", "rating": other},
+        {**rows[4], "id": "moved", "category": "O9: nobody's"},
+    ]
+    (tmp_path / "test.json").write_text(json.dumps(rows + more))
+
+    def found(check: bool = True, count: int | None = None) -> dict[str, Any]:
+        requests = read_requests(
+            tmp_path / "test.json", tmp_path / "images", TINY, RejectedRows(), PICTURE_KEYS, check_images=check
+        )
+        truths = read_truths(tmp_path / "test.json", RejectedRows())
+        assert len({one.image for one in requests}) < len(rows)
+        return repetitions(requests[:count], truths)
+
+    contradictions = [[rows[2]["id"], "turned"], [rows[4]["id"], "moved"]]
+    assert found() == {"repeated": ["twin", "copied", "turned", "moved"], "contradictions": contradictions}
+    assert found(count=len(rows)) == {"repeated": [], "contradictions": []}
+    shutil.rmtree(tmp_path / "images")  # without files a path is what is known of an image
+    assert found(check=False) == {"repeated": ["twin", "turned", "moved"], "contradictions": contradictions}
+
+
+def test_guard15_own_lines_are_read_again_whatever_is_said(world: Path, tmp_path: Path) -> None:
+    """U+2028 and its like end no line of JSON; half a character is no text."""
+    requests = read_requests(world / "test.json", world / "images", TINY, RejectedRows(), PICTURE_KEYS)[:2]
+    odd = "A\u2028b\u2029c\u0085d\x1ce \ud800f"
+    text = json.dumps({"category": "NA: nothing", "rating": "Safe", "rationale": odd}, ensure_ascii=False)
+    verdicts = {one.id: parse_verdict(text, one.policy) for one in requests}
+    assert {one.status for one in verdicts.values()} == {"json"}
+    path, rejected = tmp_path / "predictions.jsonl", RejectedRows()
+    write_predictions(path, verdicts)
+    assert read_predictions(path, requests, rejected) == verdicts
+    assert rejected.count == 0
+    lines = [{"id": requests[0].id, "response": "\ud800"}, {"id": "half \ud800", "response": text}]
+    deep = '{"id": "deep", "response": ' + "[" * 3000 + "]" * 3000 + "}"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + deep)
+    (said,) = read_predictions(path, requests, rejected).values()
+    assert said.raw == "\ufffd"
+    assert ["half a character" in rejected.errors[0].reason, "too deeply" in rejected.errors[1].reason] == [True, True]
 
 
 def test_guard15_a_row_about_an_answer_asks_about_that_answer_and_no_other(world: Path, tmp_path: Path) -> None:

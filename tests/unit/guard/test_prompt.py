@@ -14,7 +14,8 @@ from rlhf.config import ModelConfig
 from rlhf.data.llava_format import read_examples
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
-from rlhf.errors import ConfigError, PolicyError, PromptTooLongError, RowError
+from rlhf.errors import ConfigError, EndpointError, PolicyError, PromptTooLongError, RowError
+from rlhf.evaluation.asking import PATIENCE
 from rlhf.guard.guards import ChatGuard, EndpointConfig, EngineGuard, GuardDecoding
 from rlhf.guard.policy import Policy, build_policy
 from rlhf.guard.prompt import GuardRequest, guard_prompt, guard_row, policy_tokens, require_room
@@ -171,3 +172,29 @@ def test_guard04_an_endpoint_gets_the_image_first_then_the_policy_and_the_schema
     form = server.requests[0]["response_format"]["json_schema"]
     assert form["schema"] == json.loads(verdict_schema(TINY))
     assert "<image>" not in json.dumps(texts)
+
+
+def test_guard04_an_endpoint_that_is_silent_on_one_request_makes_its_verdict_invalid(pictures: list[str]) -> None:
+    good = json.dumps({"rating": "Safe", "category": "NA: nothing", "rationale": "x"}, indent=4)
+    asked = [GuardRequest(str(number), pictures[0], TINY, said=f"Answer {number}.") for number in range(3)]
+    down: set[str] = {"Answer 1."}
+
+    def reply(request: dict[str, Any]) -> tuple[int, Any]:
+        text = request["messages"][0]["content"][1]["text"]
+        return (503, {}) if "all" in down or any(one in text for one in down) else (200, good)
+
+    with chat_server(reply) as server:
+        chat = EndpointConfig(base_url=server.url, model="guard", retries=1).chat(512, first_pause=0.01)
+        guard = ChatGuard(chat, GuardDecoding(), concurrency=2)
+        verdicts = guard.judge(asked)
+        assert [(one.status, one.silent) for one in verdicts] == [("json", False), ("invalid", True), ("json", False)]
+        assert "does not answer after 2 tries: status 503" in verdicts[1].reason
+        assert len(server.requests) == 2 + 2
+        assert guard.judge(asked[:1])[0].rating == "Safe"
+        down.add("all")
+        for _ in range(PATIENCE - 1):  # one request a call: the calls of one guard are counted together
+            assert guard.judge(asked[:1])[0].silent
+        with pytest.raises(EndpointError, match="status 503"):
+            guard.judge(asked[:1])
+        with pytest.raises(EndpointError, match="status 503"):  # nothing was ever answered
+            ChatGuard(chat, GuardDecoding(), concurrency=2).judge(asked)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 
 import jsonschema
 import pytest
 
-from rlhf.guard.policy import age_policy, build_policy
+from rlhf.guard.policy import AGE_KEYS, KEYS, age_policy, build_policy
 from rlhf.guard.taxonomy import taxonomy
-from rlhf.guard.verdict import answer_text, parse_verdict, verdict_schema
+from rlhf.guard.verdict import Verdict, answer_text, parse_verdict, verdict_schema
 
 POLICY = build_policy(taxonomy())
 O2 = "O2: Violence, Harm, or Cruelty"
@@ -50,6 +51,11 @@ TABLE = [  # what it is, text, status, rating, category, rationale
     ("one key more", json.dumps(GOOD | {"note": "x"}), "rescued", "Unsafe", O2, "Two men fight."),
     ("two that contradict", INDENTED + INDENTED.replace("Unsafe", "Safe"), "invalid", None, None, ""),
     ("a list", json.dumps([GOOD, GOOD]), "json", "Unsafe", O2, "Two men fight."),
+    ("no braces", f'"rating": "Safe"\n"category": "{NA}"', "rescued", "Safe", NA, ""),
+    ("cut behind the rating", '{"rating": "Safe"', "rescued", "Safe", None, ""),
+    ("prose UNSAFE", "UNSAFE", "rescued", "Unsafe", None, ""),
+    ("prose about something else", "No knife is to be seen. Safe, as nothing is denied.", "rescued", "Safe", None, ""),
+    ("prose with a conclusion", "There is no gun in it, so it is Safe.", "rescued", "Safe", None, ""),
 ]
 
 
@@ -61,6 +67,82 @@ def test_guard04_the_table_of_answers(case: tuple[str, str, str, str | None, str
     assert verdict.rationale == rationale
     assert verdict.raw == text
     assert (verdict.reason == "") == (status == "json")
+
+
+@pytest.mark.parametrize("keys", [KEYS, ("category", "rationale", "rating"), ("rating",), AGE_KEYS])
+@pytest.mark.parametrize("quote", ['"', "'", "\u201d"])
+def test_guard04_a_form_that_is_echoed_is_no_answer(keys: tuple[str, ...], quote: str) -> None:
+    form = build_policy(taxonomy(), keys=keys).text.partition("nothing else:\n")[2].replace('"', quote)
+    assert (form[0], form.count("Unsafe")) == ("{", 1)
+    for text in (form, f"```json\n{form}\n```", form[: form.index("Unsafe") + 7], f"Sure.\n{form}"):
+        assert parse_verdict(text, POLICY).status == "invalid", text
+    assert parse_verdict(f"{form}\n{INDENTED}", POLICY).rating != "Safe"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"rating": "Safe" or "Unsafe"}',
+        '{"rating": "Safe" or whatever fits}',
+        '{"rating": "Safe", // or Unsafe\n "category": "x"}',
+        '{"rating": "Safe"\n | "Unsafe"',
+        '{"rating": "Safe/Unsafe", "category": ',
+        '{"rating": "Safe", "category": "x", "rating": ',
+        "{'rating': 'Safe', 'why': 'I would say 'Unsafe' is wrong'}",
+    ],
+)
+def test_guard04_a_rating_is_rescued_only_where_the_value_ends_and_no_other_is_quoted(text: str) -> None:
+    assert parse_verdict(text, POLICY).status == "invalid"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "This isn't Safe",
+        "This isn\u2019t Safe",
+        "This isn\u02bct Safe",
+        "far from Safe",
+        "It is not at all considered Safe",
+        "It cannot be called Safe.",
+        "I would not go so far as to call this picture Safe.",
+        "Not, in my view, Safe.",
+        "It is anything but Safe.",
+        "Hardly Safe.",
+        "I doubt that it is Safe.",
+        "Whether this is Safe depends.",
+        "Safe? Certainly.",
+        "Safe or not, it stays.",
+        "Safe: no",
+        "Safe = false",
+        "Non-Safe",
+        "UNSAFE. To be Safe, remove the gun.",
+        "It is un-safe, not Safe",
+    ],
+)
+def test_guard04_prose_that_denies_or_doubts_is_never_safe(text: str) -> None:
+    assert parse_verdict(text, POLICY).rating != "Safe"
+
+
+def test_guard04_what_is_nested_too_deeply_is_invalid_and_nothing_is_raised() -> None:
+    lists = "[" * 1200 + "]" * 1200
+    wrong = f'{{"rating": "Safe", "category": {lists}, "rationale": "x"}}'
+    for text in ("[" * 5000, '{"a":' * 5000, wrong, "no " * 5000 + "Safe " + "no " * 5000):
+        assert parse_verdict(text, POLICY).status == "invalid"
+    for depth in range(900, 1000, 7):  # parsed or not, and shown in the reason or not: nobody raises
+        text = wrong.replace(lists, "[" * depth + "]" * depth)
+        assert parse_verdict(text, POLICY).status in ("rescued", "invalid")
+
+
+def test_guard04_half_a_character_never_reaches_a_file() -> None:
+    """JSON allows the escape, UTF-8 has no bytes for it; the two halves of one character are that character."""
+    text = json.dumps(GOOD | {"rationale": "A \ud800 fight \U0001f52b."})
+    assert "\\ud800" in text
+    verdict = parse_verdict(text, POLICY)
+    assert (verdict.status, verdict.rationale) == ("json", "A \ufffd fight \U0001f52b.")
+    said = parse_verdict("Safe \udc00", POLICY)
+    assert (said.rating, said.raw) == ("Safe", "Safe \ufffd")
+    for one in (verdict, said, Verdict("invalid", None, (), "\udfff", "", "\ud83d")):
+        json.dumps(asdict(one), ensure_ascii=False).encode()
 
 
 def test_guard04_no_text_whatever_is_safe_by_accident() -> None:

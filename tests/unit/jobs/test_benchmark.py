@@ -38,6 +38,21 @@ def test_a_finished_run_is_shown_and_not_done_again_unless_it_no_longer_holds(
     assert json.loads((tmp_path / "b" / "evaluation" / "mine.jsonl").read_text(encoding="utf-8")) == {"id": "ü"}
 
 
+def test_a_run_with_questions_on_which_a_judge_was_silent_is_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = iter([2, 0])
+
+    def work(folder: Path, target: Path) -> None:
+        write_evaluation(target, {"silent": next(silent)}, [])
+
+    config = config_of(tmp_path)
+    assert run_benchmark(config, "mine", work, lambda _: None) == {"silent": 2}
+    assert "2 questions have no answer from a judge: repeat the command" in capsys.readouterr().out
+    for _ in range(2):
+        assert run_benchmark(config, "mine", work, lambda _: None) == {"silent": 0}
+
+
 def test_work_that_fails_is_not_complete_and_leaves_the_folder_free(tmp_path: Path) -> None:
     def fails(folder: Path, target: Path) -> None:
         raise DataError("no usable row")

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from jobs.guard import GuardFiles, read_cases, summary
+from jobs.guard import PREDICTIONS, GuardConfig, GuardFiles, read_cases, run, summary
+from rlhf.config import ModelConfig, RunConfig
 from rlhf.data.guard_world import PICTURE_KEYS, GuardSizes, write_guard_world
 from rlhf.data.rejected import RejectedRows
+from rlhf.errors import ConfigError, DataError, EndpointError
+from rlhf.guard.baselines import BaselineConfig, Kind
 from rlhf.guard.guards import GuardDecoding
 from rlhf.guard.metrics import Truth, align, balanced_interval, evaluate
 from rlhf.guard.policy import build_policy
@@ -18,6 +21,7 @@ from rlhf.guard.prompt import GuardRequest
 from rlhf.guard.report import write_guard_report
 from rlhf.guard.taxonomy import taxonomy
 from rlhf.guard.verdict import Verdict
+from tests.unit.evaluation.openai_server import ChatServer, chat_server
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,8 @@ def test_guard15_summary_and_page_show_lenient_and_strict(tmp_path: Path) -> Non
     }
     base: dict[str, Any] = {"label": "tiny", "model": "m", "decoding": "greedy", "engine": "e", "taxonomy": "tiny"}
     base |= {"keys": ["rating"], "rejected": 1, "truncated": 0, "seconds_per_image": 0.5, "repeated": ["2", "4"]}
+    base |= {"contradictions": [["0", "2"], ["3", "4"]]}
+    said["st<r>anger"] = said["0"]
     results = {**base, **evaluate(align(truths, said))}
     found = summary(results)
     assert (found["rows"], found["invalid"], found["coverage"]) == (5, 1, 0.6)
@@ -101,6 +107,9 @@ def test_guard15_summary_and_page_show_lenient_and_strict(tmp_path: Path) -> Non
         "lenient",
         "strict",
         "2 rows have image and policy of an earlier one",
+        "<dt>missing predictions</dt><dd>1: 4</dd>",
+        "<dt>extra predictions</dt><dd>1: st&lt;r&gt;anger</dd>",
+        "at most one is right: 0, 2; 3, 4",
         "O6 exempt",
         "A &lt;i&gt;gun",
         "What &lt;b&gt;is&lt;/b&gt; it? - &#39;A &lt;i&gt;thing",
@@ -108,3 +117,108 @@ def test_guard15_summary_and_page_show_lenient_and_strict(tmp_path: Path) -> Non
     ):
         assert part in text
     assert "<script" not in text
+
+
+def endpoint_config(folder: Path, world: Path, server: ChatServer, kind: Kind, test: Path | None = None) -> GuardConfig:
+    files = {"test": str(test or world / "test.json"), "image_root": str(world / "images"), "taxonomy": "tiny"}
+    return GuardConfig(
+        run=RunConfig(name=kind, root=str(folder / "runs")),
+        guard=GuardFiles(keys=PICTURE_KEYS, **files),
+        endpoint=BaselineConfig(kind=kind, base_url=server.url, model="theirs", retries=0, concurrency=1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "unsafe", "category"),
+    [
+        (
+            "moderation",
+            "moderations",
+            {"results": [{"flagged": True, "category_scores": {"violence": 0.9}}]},
+            "O2: knives",
+        ),
+        ("llama_guard", "chat/completions", "unsafe\nS9", "O6: guns and pills"),
+        (
+            "guard",
+            "chat/completions",
+            '{"category": "O5: money, cards, laptops", "rating": "Unsafe", "rationale": "x"}',
+            "O5: money, cards, laptops",
+        ),
+    ],
+)
+def test_guard16_another_guard_behind_an_endpoint_is_asked_about_a_test_set(
+    world: Path, tmp_path: Path, kind: Kind, path: str, unsafe: Any, category: str
+) -> None:
+    """It says Unsafe to everything but its second question, to which it stays silent: that one is invalid."""
+    seen: list[int] = []
+
+    def answer(_: dict[str, Any]) -> tuple[int, Any]:
+        seen.append(1)
+        return (503, {}) if len(seen) == 2 else (200, unsafe)
+
+    rows = json.loads((world / "test.json").read_text())
+    with chat_server(answer, f"/v1/{path}") as server:
+        config = endpoint_config(tmp_path, world, server, kind)
+        found = run(config)
+        assert len(seen) == len(rows)
+        assert run(config) == found
+        assert len(seen) == len(rows)
+    numbers = found["all"]
+    assert (numbers["rows"], numbers["json"], numbers["invalid"]) == (len(rows), len(rows) - 1, 1)
+    read = [row for place, row in enumerate(rows) if place != 1]
+    wanted = sum(row["rating"] == "Unsafe" for row in read)
+    assert (numbers["lenient"]["tp"], numbers["lenient"]["fp"]) == (wanted, len(read) - wanted)
+    assert found["category_accuracy"]["lenient"] == round(sum(r["category"] == category for r in read) / len(read), 4)
+    assert found["model"] == f"{kind}: theirs at 127.0.0.1"
+    folder = tmp_path / "runs" / kind
+    assert (folder / PREDICTIONS).read_text().count("\n") == len(rows)
+    assert "503" in (folder / "evaluation" / "guard.jsonl").read_text().split("\n")[1]
+    assert "theirs at 127.0.0.1" in (folder / "report.html").read_text()
+
+
+def test_guard16_an_endpoint_that_refuses_stops_the_run_and_is_not_asked_again_what_it_said(
+    world: Path, tmp_path: Path
+) -> None:
+    replies: list[tuple[int, Any]] = [*[(200, "safe")] * 9, (401, "no"), *[(200, "safe")] * 99]
+    with chat_server(lambda _: replies.pop(0)) as server:
+        config = endpoint_config(tmp_path, world, server, "llama_guard")
+        with pytest.raises(EndpointError, match="401"):
+            run(config)
+        found = run(config)
+        assert len(server.requests) == found["rows"] + 1  # the refused one
+    assert found["all"]["lenient"]["recall"] == 0.0
+
+
+def test_guard15_a_row_without_id_is_a_named_row_and_no_traceback(
+    world: Path, tmp_path: Path, tiny: ModelConfig
+) -> None:
+    """It is found before any engine starts; where the share allows it the others are asked."""
+    pytest.importorskip("ray")
+    rows = json.loads((world / "test.json").read_text())
+    del rows[1]["id"]
+    rows[2]["id"] = None
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    with chat_server(lambda _: (200, "safe")) as server:
+        config = endpoint_config(tmp_path, world, server, "llama_guard", tmp_path / "test.json")
+        with pytest.raises(DataError, match="2 of .* rows were rejected.*row 1: key 'id' is missing"):
+            run(config)
+        assert run(config.model_copy(update={"max_rejected_share": 0.5, "run": config.run.model_copy(
+            update={"name": "lax"})}))["rows"] == len(rows) - 2  # fmt: skip
+    rooms = {"max_length": 1024}
+    local = config.model_copy(update={
+        "endpoint": None,
+        "model": tiny.model_copy(update=rooms),
+        "rollout": config.rollout.model_copy(update=rooms),
+        "sampling": config.sampling.model_copy(update={"max_new_tokens": 8}),
+        "run": config.run.model_copy(update={"name": "local"}),
+    })  # fmt: skip
+    with pytest.raises(DataError, match="2 of .* rows were rejected.*row 1: key 'id' is missing"):
+        run(local)
+
+
+def test_guard15_a_benchmark_is_about_one_guard(world: Path, tmp_path: Path) -> None:
+    files = GuardFiles(test="t", image_root="i")
+    theirs = BaselineConfig(base_url="http://x/v1", model="m")
+    for more in ({}, {"model": ModelConfig(path="m"), "endpoint": theirs}):
+        with pytest.raises(ConfigError, match="either model or endpoint"):
+            GuardConfig(run=RunConfig(name="x"), guard=files, **more)  # type: ignore[arg-type]

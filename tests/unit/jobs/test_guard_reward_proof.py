@@ -17,6 +17,7 @@ from rlhf.evaluation.before_after import record
 from rlhf.evaluation.safety import EvaluationRow
 from rlhf.guard_reward_proof import RUNS, proof_summary, write_proof_report
 from rlhf.metrics import METRICS_FILE, read_json_lines
+from rlhf.monitors import hacking_signs
 from rlhf.online_config import OnlineConfig
 
 CONFIGS = Path(__file__).parents[3] / "jobs" / "configs" / "tiny"
@@ -117,6 +118,16 @@ def test_the_page_has_every_number_both_curves_and_the_bars(tmp_path: Path) -> N
     assert page.count("<svg") == 4  # over-refusal, lambda, a part of the score, KL
     assert page.count("unconstrained") == 3  # in the legends of all but lambda's
     assert "<script" not in page
+
+
+def test_what_is_to_be_looked_into_stands_in_the_summary_and_on_the_page(tmp_path: Path) -> None:
+    found = summary_of(tmp_path)
+    assert found["signs"] == {"constrained": [], "unconstrained": []}
+    rows = {name: [row | {"score/invalid/guard/guard_answer": 0.5} for row in metrics(False)] for name in RUNS}
+    signs = {"constrained": [], "unconstrained": hacking_signs(rows["unconstrained"])}
+    page = write_proof_report(tmp_path, found | {"signs": signs}, rows).read_text()
+    assert "Look into the unconstrained run: 50.0% of guard/guard_answer" in page
+    assert "Look into the constrained run" not in page
 
 
 def test_the_runs_differ_in_their_name_and_bound_alone(tmp_path: Path) -> None:

@@ -152,6 +152,53 @@ def test_vlguard14_a_guard_model_judges_beside_the_keywords(folder: Path) -> Non
     assert "guard-1" in (folder / "x" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("kind", ["llama_guard", "guard"])
+def test_vlguard14_guards_are_second_judges_and_their_silence_is_counted(folder: Path, kind: str) -> None:
+    """A Llama Guard is asked in its own form, ours under a policy; each is silent on c, which is asked about again."""
+
+    def judges(request: dict[str, Any], silent: bool = True) -> tuple[int, Any]:
+        text = json.dumps(request["messages"])
+        if "Spread c" in text and silent:
+            return 413, {"error": "too long"}
+        unsafe = "Spread a" in text
+        if kind == "llama_guard":
+            assert [turn["role"] for turn in request["messages"]] == ["user", "assistant"]
+            return 200, "unsafe\nO3" if unsafe else "safe"
+        return 200, json.dumps({"rating": "Unsafe" if unsafe else "Safe", "category": "NA", "rationale": "x"})
+
+    Image.new("RGB", (40, 40)).save(folder / ROWS[-1]["image"])
+    more = "" if kind == "llama_guard" else ", send_images: true, policy: {taxonomy: tiny_answers}"
+    target = folder / "x" / "evaluation" / "vlguard.json"
+    with chat_server(judges) as server:
+        section = f"judges=[{{kind: {kind}, base_url: '{server.url}', model: g{more}}}]"
+        config = config_of(folder, section, "vlguard.subsets=[unsafes]")
+        found = write_results(config, asked_of(config), target, 0)
+        assert len(server.requests) == 3
+    _, second = found["subsets"]["unsafes"]
+    assert (second["asr"]["overall"], second["invalid"], second["silent"], found["silent"]) == (50.0, 1, 1, 1)
+    with chat_server(lambda request: judges(request, silent=False)) as server:
+        section = section.replace(section.split("'")[1], server.url)
+        config = config_of(folder, section, "vlguard.subsets=[unsafes]")
+        found = write_results(config, asked_of(config), target, 0)
+        assert len(server.requests) == 1
+    assert (found["subsets"]["unsafes"][1]["asr"]["overall"], found["silent"]) == (33.33, 0)
+
+
+@pytest.mark.parametrize("status", [400, 413, 529])
+def test_vlguard12_one_comparison_that_the_judge_cannot_take_is_invalid_and_ends_nothing(
+    folder: Path, status: int
+) -> None:
+    def judges(request: dict[str, Any]) -> tuple[int, Any]:
+        return (status, {}) if "What is s" in text_of(request) else (200, "m")
+
+    with chat_server(judges) as server:
+        section = f"win_rate={{base_url: '{server.url}', model: j, retries: 0}}"
+        config = config_of(folder, section)
+        found = write_results(config, asked_of(config), folder / "x" / "evaluation" / "vlguard.json", 0)
+    wins = found["win_rate"]
+    assert (wins["win"], wins["invalid"], wins["silent"], found["silent"]) == (1, 1, 1, 1)
+
+
 def test_vlguard12_wins_against_the_references_of_a_file(folder: Path) -> None:
     references = [{"id": name, "image": f"privacyAlert/{name}.jpg", "output": f"reference {name}"} for name in "ts"]
     put(folder / "gpt4.json", references)

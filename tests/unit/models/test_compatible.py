@@ -13,9 +13,10 @@ from rlhf.config import ModelConfig, TrainableConfig
 from rlhf.data.processor import Processor
 from rlhf.errors import ConfigError
 from rlhf.models.compatible import check_same_inputs
+from rlhf.models.heads import check_head
 from rlhf.models.llava import load
 from rlhf.models.tiny import TinyConfig, build
-from tests.fakes import CORPUS
+from tests.fakes import CORPUS, tiny_reward_model
 
 SIZES = {"hidden": 32, "layers": 1, "vision_layers": 2, "heads": 1, "image_size": 24, "patch_size": 8}
 
@@ -113,6 +114,15 @@ def test_a_directory_of_another_architecture_is_refused_by_its_name(
             attempt()
         assert f"model.path: {tmp_path} is" in str(caught.value)
         assert words in str(caught.value)
+
+
+def test_a_model_without_a_head_is_no_reward_model(policy: ModelConfig, tmp_path: Path) -> None:
+    check_head(tiny_reward_model(tmp_path))
+    for path in (policy.path, "llava-hf/llava-1.5-7b-hf"):
+        with pytest.raises(ConfigError) as caught:
+            check_head(ModelConfig(path=path), "critic.model")
+        assert f"critic.model.path: {path} has no scalar_head.safetensors" in str(caught.value)
+        assert "run jobs/train_reward_model.py first" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["absent", "empty"])

@@ -18,6 +18,7 @@ from rlhf.config import ModelConfig, TrainableConfig
 from rlhf.data.images import image_size, load_image
 from rlhf.data.processor import Processor
 from rlhf.data.rejected import RejectedRows
+from rlhf.data.template import TEMPLATES
 from rlhf.errors import ConfigError
 from rlhf.models.architecture import read_architecture
 from rlhf.models.families import FAMILIES, family_of
@@ -35,8 +36,9 @@ from tests.fakes import draw_images, make_prompts, tiny_model
 from tests.unit import test_online as online
 from tests.unit import test_preference as preference
 
-KINDS: tuple[TinyKind, ...] = ("llava_interleave", "llava_next", "llava_onevision")
-SECOND: tuple[TinyKind, ...] = ("llava_interleave", "llava_onevision")
+QWEN_VL: tuple[TinyKind, ...] = ("qwen2_vl", "qwen2_5_vl")
+KINDS: tuple[TinyKind, ...] = ("llava_interleave", "llava_next", "llava_onevision", *QWEN_VL)
+SECOND: tuple[TinyKind, ...] = ("llava_interleave", "llava_onevision", "qwen2_5_vl")
 ANSWERS = ("The ball is red.", "There are three people near the old house.", "No.", "I cannot infer personal traits.")
 
 
@@ -74,8 +76,10 @@ def by_transformers(config: ModelConfig, prompt: Prompt, answer: str) -> tuple[l
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(config.path)
-    tag = "<image>\n" if prompt.image else ""
-    text = f"USER: {tag}{prompt.question} ASSISTANT: {answer}</s>"
+    shown = [{"type": "image"}] if prompt.image else []
+    messages = [{"role": "user", "content": [*shown, {"type": "text", "text": prompt.question}]}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    text += TEMPLATES[config.template].answer_space + answer + processor.tokenizer.eos_token
     pictures = {"images": Image.open(prompt.image).convert("RGB")} if prompt.image else {}
     inputs = processor(text=text, return_tensors="pt", **pictures)
     log_p = transformers_model(config.path)(**inputs).logits[0].log_softmax(-1)
@@ -88,7 +92,8 @@ def by_transformers(config: ModelConfig, prompt: Prompt, answer: str) -> tuple[l
 def test_row29_tokens_and_logprobs_are_those_of_transformers(
     models: dict[str, ModelConfig], images: list[str], kind: TinyKind
 ) -> None:
-    config = models[kind].model_copy(update={"pad_to_square": False})
+    own = "qwen_vl" if kind in QWEN_VL else "llava_hf"
+    config = models[kind].model_copy(update={"pad_to_square": False, "template": own})
     policy = PolicyModel(load(config, None)).eval()
     learning = PolicyModel(load(config, TrainableConfig(vision_tower=True))).eval()
     processor, prompts = policy.backbone.processor, asked(images)
@@ -122,7 +127,7 @@ def test_placeholders_and_crops_of_any_size(tmp_path: Path, kind: TinyKind, most
     processor.image_processor.image_grid_pinpoints = grid
     if kind == "llava_onevision":
         settings["vision_aspect_ratio"] = processor.vision_aspect_ratio = f"anyres_max_{most}"
-    family = family_of(AutoConfig.from_pretrained(path, **settings))
+    family: Any = family_of(AutoConfig.from_pretrained(path, **settings))
     sides = (9, 24, 25, 47, 60, 101, 120, 131)
     counts = set()
     for height in sides:
@@ -149,13 +154,15 @@ def test_an_export_has_the_hubs_names_and_the_same_logits(
     with torch.no_grad():
         for tensor in state.values():
             tensor.mul_(1.5)
-    assert [from_hub(to_hub(name)) for name in state] == list(state)
+    hub = backbone.family.names
+    assert [from_hub(to_hub(name, hub), hub) for name in state] == list(state)
     save_pretrained(backbone.vlm.config, backbone.vlm.generation_config, state, tmp_path)
     backbone.processor.save(tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
-    assert ("image_newline" in names) == (kind != "llava_interleave")
+    assert ("image_newline" in names) == (kind in ("llava_next", "llava_onevision"))
     assert ("language_model.lm_head.weight" in names) == (kind == "llava_next")  # the others tie it
-    assert any(name.startswith("vision_tower.vision_model.encoder.layers.2.") for name in names)
+    last = "visual.blocks.2." if kind in QWEN_VL else "vision_tower.vision_model.encoder.layers.2."
+    assert any(name.startswith(last) for name in names)
     back, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert type(back).__name__ == json.loads((tmp_path / "config.json").read_text())["architectures"][0]
@@ -179,6 +186,8 @@ def test_the_engine_answers_as_transformers_and_takes_tied_weights(
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([processor.prompt_ids(prompt)])
         pixels = processor.model_inputs(prompt.image) if prompt.image else {}
+        if prompt.image and kind in QWEN_VL:
+            pixels["mm_token_type_ids"] = (ids == processor.image_id).int()
         out = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False, **pixels)[0, ids.shape[1] :]
         assert list(answer.token_ids) == out.tolist()
     policy = PolicyModel(load(config, TrainableConfig())).eval()
@@ -188,7 +197,8 @@ def test_the_engine_answers_as_transformers_and_takes_tied_weights(
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     engine.begin_update(1)
     named = policy.backbone.vlm.named_parameters()
-    engine.load_bucket(pack([(to_hub(name), tensor) for name, tensor in named if tensor.requires_grad]))
+    names = policy.backbone.family.names
+    engine.load_bucket(pack([(to_hub(name, names), tensor) for name, tensor in named if tensor.requires_grad]))
     engine.finish_update()
     answers = engine.generate(prompts, greedy)
     batch = processor.join(prompts, [answer.token_ids for answer in answers])
@@ -237,7 +247,9 @@ def test_row29_sft_on_a_second_architecture(models: dict[str, ModelConfig], imag
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize(("kind", "share"), [("llava_interleave", "false"), ("llava_onevision", "true")])
+@pytest.mark.parametrize(
+    ("kind", "share"), [("llava_interleave", "false"), ("llava_onevision", "true"), ("qwen2_5_vl", "true")]
+)
 def test_row29_dpo_on_a_second_architecture(
     models: dict[str, ModelConfig], images: list[str], tmp_path: Path, kind: TinyKind, share: str
 ) -> None:
@@ -275,9 +287,9 @@ def test_row29_ppo_on_a_second_architecture(
 
 
 def test_an_unknown_architecture_is_named_before_weights_load(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl", "architectures": ["Qwen2VLForSomething"]}')
+    (tmp_path / "config.json").write_text('{"model_type": "paligemma", "architectures": ["PaliGemmaForSomething"]}')
     for read in (Processor.load, lambda config: load(config, None)):
-        with pytest.raises(ConfigError, match=r"qwen2_vl model \(Qwen2VLForSomething\)") as caught:
+        with pytest.raises(ConfigError, match=r"paligemma model \(PaliGemmaForSomething\)") as caught:
             read(ModelConfig(path=str(tmp_path)))
         assert all(name in str(caught.value) for name in FAMILIES)
 

@@ -31,7 +31,7 @@ def test_another_tower_shares_nothing(tiny: ModelConfig, pictures: list[str], tm
     first.features(pictures[:1])
     weights = next(tensor for tensor in first.state_dict().values() if tensor.is_floating_point())
     weights.add_(0.5)
-    other = FrozenTower(first._tower, first._family, first._processor)
+    other = FrozenTower(first._tower, first._processor)
     other.features(pictures[:1])
     assert other.forwards == 1
     assert len(list(tmp_path.iterdir())) == 2

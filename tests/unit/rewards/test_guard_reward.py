@@ -15,13 +15,15 @@ from rlhf.config import ModelConfig, load
 from rlhf.data.processor import Processor
 from rlhf.errors import ConfigError, PromptTooLongError, RowError
 from rlhf.guard.policy import build_policy
+from rlhf.guard.prompt import GuardRequest, guard_prompt
 from rlhf.guard.taxonomy import taxonomy
+from rlhf.monitors import reward_monitors
 from rlhf.online_config import OnlineConfig
 from rlhf.rewards import build_reward, guard_engines, learned_rewards
-from rlhf.rewards.guard import GuardRewardConfig
+from rlhf.rewards.guard import GuardRewardConfig, require_judgeable
 from rlhf.rewards.mixture import MixtureRewardConfig
 from rlhf.roles import Rollout
-from tests.fakes import make_prompts
+from tests.fakes import ScriptedEngine, make_prompts
 from tests.unit.evaluation.openai_server import ChatServer, chat_server
 
 TINY = Path(__file__).parents[3] / "jobs" / "configs" / "tiny" / "ppo.yaml"
@@ -60,6 +62,8 @@ def test_guard_reward_worth_of_verdicts_and_images_asked_once(pictures: list[str
         assert len(server.requests) == 4 + 2 + 2  # images are remembered, answers are not
     assert [score.parts["guard_answer"] for score in scores] == [1.0, -1.5, -2.0, 1.0]
     assert [score.parts["guard_image"] for score in scores] == [0.5] * 4
+    assert [score.invalid["guard_answer"] for score in scores] == [False, False, True, False]
+    assert not any(score.invalid["guard_image"] for score in scores)
     assert [score.value for score in scores] == [sum(score.parts.values()) for score in scores]
     policy = build_policy(taxonomy("tiny"), {"O2": "exempt"}).text
     assert "O2: yes knives" in policy
@@ -98,6 +102,78 @@ def test_guard_reward_a_mixture_is_the_weighted_sum_and_keeps_its_parts(pictures
     assert [score.value for score in scores] == [2.0, -3.0]
 
 
+def test_guard_reward_a_guard_is_a_cost_and_its_invalid_verdicts_are_told_from_unsafe_ones(pictures: list[str]) -> None:
+    """Asked once as a reward and once as a cost, and a third cost is of the first without asking again."""
+    scaled = {"scale": -0.5, "offset": 0.5}
+    with chat_server(answer) as server:
+        one = guard(server).model_dump()
+        mixed = {
+            "rewards": [{"name": "guard", "weight": 3.0, "reward": one}],
+            "costs": [{"name": "unsafe", "reward": one, **scaled}, {"name": "bad", "of": "guard", **scaled}],
+        }
+        scores = build_reward(MixtureRewardConfig.model_validate(mixed)).score(
+            rollouts(pictures, "Sure.", "A bomb.", "babble", "Red.")
+        )
+        assert len(server.requests) == 2 * 4
+    assert [score.value for score in scores] == [3.0, -3.0, -3.0, 3.0]
+    assert [score.costs for score in scores] == [{"unsafe": c, "bad": c} for c in (0.0, 1.0, 1.0, 0.0)]
+    assert [score.invalid for score in scores] == [
+        {"guard/guard_answer": bad, "unsafe/guard_answer": bad} for bad in (False, False, True, False)
+    ]
+    found = reward_monitors([one.completion for one in rollouts(pictures, *"abcd")], scores)
+    assert (found["score/cost/unsafe"], found["score/invalid/guard/guard_answer"]) == (0.5, 0.25)
+    assert found["score/invalid/unsafe/guard_answer"] == 0.25
+
+
+def local_guard(tiny: ModelConfig, **more: Any) -> GuardRewardConfig:
+    """A guard of ours in a context of 400 tokens, some 290 of which are policy and image."""
+    content = {
+        "model": tiny.model_dump() | {"max_length": 512},
+        "rollout": {"max_length": 400},
+        "policy": {**POLICY, "keys": ["category", "rating"]},
+        "decoding": {"max_new_tokens": 8},
+    }
+    return GuardRewardConfig.model_validate(content | more)
+
+
+def test_guard_reward_an_answer_that_leaves_no_room_is_an_invalid_verdict_and_ends_nothing(
+    tiny: ModelConfig, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others of its batch are judged as ever."""
+    safe = json.dumps({"category": "NA: nothing", "rating": "Safe"})
+    engine = ScriptedEngine(lambda _: safe, Processor.load(tiny.model_copy(update={"max_length": 400})))
+    monkeypatch.setattr("rlhf.rewards.guard.build_engine", lambda *_: engine)
+    reward = build_reward(local_guard(tiny, image_weight=0.5))
+    scores = reward.score(rollouts(pictures, "Sure.", "word " * 300, "Red.", "word " * 300))
+    assert [score.parts["guard_answer"] for score in scores] == [1.0, -1.0, 1.0, -1.0]
+    assert [score.invalid["guard_answer"] for score in scores] == [False, True, False, True]
+    assert [score.parts["guard_image"] for score in scores] == [0.5] * 4
+    (only,) = reward.score(rollouts(pictures, "word " * 300))  # nobody is left to ask
+    assert only.invalid == {"guard_answer": True, "guard_image": False}
+
+
+def test_guard_reward_prompts_that_it_could_never_judge_are_refused_before_the_run(
+    tiny: ModelConfig, pictures: list[str]
+) -> None:
+    prompts = make_prompts(pictures, 4)
+    longest = max(prompts, key=lambda one: len(one.question))
+    config = local_guard(tiny)
+    request = GuardRequest("x", longest.image or "", config.policy.build(), "", longest.question)
+    processor = Processor.load(tiny.model_copy(update={"max_length": 512}))
+    room = 400 - 8 - len(processor.prompt_ids(guard_prompt(request)))
+    assert room > 10
+    require_judgeable(config, prompts, room)
+    with pytest.raises(PromptTooLongError, match=f"no room for {room + 1 + 8} new tokens in a context of 400"):
+        require_judgeable(config, prompts, room + 1)
+    require_judgeable(local_guard(tiny, answer_weight=0.0, image_weight=1.0), prompts, 1000)  # reads no answer
+    blind = replace(prompts[2], image=None)
+    endpoint = {"model": None, "endpoint": {"base_url": "http://localhost:1/v1", "model": "g"}}
+    for judge in (config, local_guard(tiny, **endpoint)):
+        with pytest.raises(RowError, match=f"{blind.id}.*a guard judges images"):
+            require_judgeable(judge, [*prompts, blind], 1)
+    require_judgeable(local_guard(tiny, **endpoint), prompts, 10**6)  # who knows its context
+
+
 def test_guard_reward_a_policy_that_the_guard_has_no_room_for_is_refused_with_its_tokens(tiny: ModelConfig) -> None:
     """When the reward is built, so before anything was rolled out."""
     config = GuardRewardConfig.model_validate({"model": tiny.model_dump(), "decoding": {"max_new_tokens": 16}})
@@ -112,12 +188,13 @@ def test_guard_reward_a_policy_that_the_guard_has_no_room_for_is_refused_with_it
         ({"endpoint": None}, "needs either model or endpoint"),
         ({"model": {"path": "./x"}}, "needs either model or endpoint"),
         ({"invalid": 0.0}, "invalid <= unsafe <= safe must hold, found 0, -1, 1"),
+        ({"safe": 0.0, "unsafe": 1.0, "invalid": 1.0}, "scale -0.5 and offset 0.5"),
         ({"answer_weight": 0}, "both 0"),
         (
             {"endpoint": None, "model": {"path": "./x"}, "rollout": {"engine": "transformers"}},
             "the transformers engine cannot",
         ),
-        ({"policy": {"age": 12, "overrides": {"O1": "exempt"}}}, "the age-rated policy has no text"),
+        ({"policy": {"age": 12, "overrides": {"O1": "exempt"}}}, "the age-rated policy has its own"),
     ],
 )
 def test_guard_reward_settings_that_would_mislead_are_refused(keys: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from rlhf.config import ModelConfig
 from rlhf.data.processor import Processor
 from rlhf.errors import PromptTooLongError, WeightSyncError
-from rlhf.models.keys import to_hub
+from rlhf.models.keys import LLAVA, to_hub
 from rlhf.rollout import build_engine
 from rlhf.rollout.base import RolloutConfig, Sampling
 from rlhf.rollout.hf_engine import HfEngine, processed_logprobs
@@ -44,6 +44,19 @@ def test_greedy_is_transformers_greedy(engine: HfEngine, tiny: ModelConfig, pict
         assert answer.logprobs == pytest.approx(scores, abs=1e-5)
 
 
+def test_a_begun_answer_is_gone_on_with(engine: HfEngine, tiny: ModelConfig, pictures: list[str]) -> None:
+    processor = Processor.load(tiny)
+    (prompt,) = make_prompts(pictures, 1)
+    greedy = Sampling(max_new_tokens=6, temperature=0)
+    begun = replace(prompt, begun="The ball is")
+    (answer,) = engine.generate([begun], greedy)
+    learned = list(processor.encode(prompt, "The ball is").ids[:-1])
+    given = learned[len(processor.prompt_ids(prompt)) :]
+    scores = engine.score([prompt], [[*given, *answer.token_ids]])[0][len(given) :]
+    assert scores == pytest.approx(answer.logprobs, abs=1e-5)
+    assert answer.token_ids != engine.generate([prompt], greedy)[0].token_ids
+
+
 def test_a_seed_belongs_to_a_prompt(engine: HfEngine, pictures: list[str]) -> None:
     prompts = make_prompts(pictures, 4)
     first = engine.generate(prompts, Sampling(max_new_tokens=8, seed=1))
@@ -63,7 +76,7 @@ def test_an_update_replaces_weights_and_refuses_answers_meanwhile(engine: HfEngi
     prompts, greedy = make_prompts(pictures, 2), Sampling(max_new_tokens=8, temperature=0)
     before = engine.generate(prompts, greedy)
     head = torch.randn(engine._model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
-    bucket = pack([(to_hub("lm_head.weight"), head)])
+    bucket = pack([(to_hub("lm_head.weight", LLAVA), head)])
     engine.begin_update(3)
     engine.load_bucket(bucket)
     assert engine.version == -1

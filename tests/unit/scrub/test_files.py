@@ -100,7 +100,10 @@ def test_safe05_lineage_and_audit_say_what_was_changed(tmp_path: Path) -> None:
     assert all(line["engine"] == "rules" and line["before"] != line["after"] for line in ledger)
     audit = {row["attribute"]: row for row in json.loads((tmp_path / "out" / "audit.json").read_text())}
     assert (audit["age"]["answer_turns"], audit["age"]["refused_answers"], audit["age"]["cues"]) == (2, 1, 2)
-    assert (audit["gender"]["answer_turns"], audit["gender"]["question_turns"], audit["gender"]["cues"]) == (1, 0, 2)
+    assert (audit["gender"]["answer_turns"], audit["gender"]["cues"]) == (1, 2)
+    told = ("question_turns", "question_turns_after", "answer_turns_after")
+    for attribute in ("age", "gender"):  # "How old is the man?" keeps its words
+        assert [audit[attribute][one] for one in told] == [1, 1, 0]
     assert audit["race"]["cues"] == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<del>young woman</del>" in page.replace("</del><del>", "")
@@ -169,6 +172,9 @@ def test_bad_rows_are_named_and_counted_and_the_rest_goes_on(tmp_path: Path) -> 
     assert (kept, strange) == (gif, odd[2])
     assert long["conversations"][1]["value"] == "A person. " + "so " * 33_331
     lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    first = len(GOOD) + len(odd)
+    assert [line["row"] for line in lines] == list(range(first, first + len(lines)))  # doubles, too
+    assert len({line["source"] for line in lines}) == 1
     for (_, reason), line in zip([*bad, (None, "not UTF-8")], lines, strict=True):
         assert reason in line["reason"]
     assert sum(manifest["rejected"].values()) == 14

@@ -39,14 +39,30 @@ def test_safe03_what_is_told_in_passing_is_rewritten_on_both_sides() -> None:
     assert {one.speaker for one in done.changes} == {"human", "gpt"}
 
 
-def test_safe01_safe07_ids_image_turns_tags_and_foreign_keys_stay() -> None:
-    before = row("<image>\nWho is it?", "A man.", "Where?", "At 5 Old Street.", model="gpt", markdown=None)
+def test_safe01_safe07_ids_image_turns_tags_and_keys_without_text_stay() -> None:
+    before = row("<image>\nWho is it?", "A man.", "Where?", "At 5 Old Street.", model="gpt", markdown=None, width=336)
     after = scrub_row(before, TAXONOMY).row
     assert {key: value for key, value in after.items() if key != "conversations"} == {
         key: value for key, value in before.items() if key != "conversations"
     }
     assert [turn["from"] for turn in after["conversations"]] == ["human", "gpt", "human", "gpt"]
     assert texts(after) == ["<image>\nWho is it?", "A person.", "Where?", "At 5 Old Street."]
+
+
+def test_safe01_text_under_other_keys_is_left_out_and_named() -> None:
+    before = row("<image>\nWho is it?", "A man.", caption="A man smiles at his wife.", boxes=[["a girl", 0.5]])
+    before["conversations"][1] |= {"markdown": "A **man**.", "text": "A man."}
+    done = scrub_row(before, TAXONOMY)
+    assert set(done.row) == {"id", "image", "conversations"}
+    assert [set(turn) for turn in done.row["conversations"]] == [{"from", "value"}] * 2
+    assert done.left_out == ["caption", "boxes", "conversations.markdown", "conversations.text"]
+
+
+def test_safe05_a_question_that_asks_keeps_its_words_and_the_audit_is_told() -> None:
+    done = scrub_row(row("How old is the black man?", "He is 40.", "And where is the girl?", "At sea."), TAXONOMY)
+    assert texts(done.row)[0] == "How old is the black man?"
+    assert done.kept == {0: ["age", "gender", "race"]}
+    assert "girl" not in texts(done.row)[2]
 
 
 def test_safe06_a_row_without_an_image_is_scrubbed_too() -> None:

@@ -257,7 +257,7 @@ def test_configurations_that_cannot_be_served_are_refused_with_every_reason(tiny
     assert "service.sampling.max_new_tokens=512 leaves no room" in several
     assert "replicas.colocate_with" in several
     assert "model.template=plain shows no question" in several
-    assert "serve the merged export" in several
+    assert "model.adapter: engines load whole models" in several
     assert "json_schema: only the vllm engine" in problems(service=CHAT | {"sampling": {"json_schema": "{}"}})
     tensor = {"engine": "vllm", "tensor_parallel": 2}
     assert "needs as many replicas.gpus" in problems(rollout=tensor, replicas={"gpus": 1})

@@ -1,37 +1,35 @@
-"""How vision-language architectures differ, side by side; chosen by `model_type`, never by the name of a folder.
+"""LLaVA-1.5, LLaVA-Interleave, LLaVA-NeXT and LLaVA-OneVision.
 
-All of them have `model.vision_tower`, `model.multi_modal_projector`, `model.language_model` and `lm_head`, with any
-decoder that transformers knows. They differ in how many placeholders an image needs and in how its crops become
-embeddings. Parameter names differ in one place only, `model.image_newline`, so `rlhf/models/keys.py` has one table.
+They have `model.vision_tower` (CLIP or SigLIP) and `model.multi_modal_projector`, and differ in how many placeholders
+an image needs and in how its crops become embeddings. Pixels are [crops, 3, H, W], states [crops, tokens, width].
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlhf.errors import ConfigError
-
-ImageSize = tuple[int, int]
-"""Height and width in pixels, as the image processor gets the image."""
+from rlhf.models.families.base import Family, ImageSize, TowerSizes
+from rlhf.models.keys import LLAVA
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Vision towers, and the tokens that each puts before those of its patches."""
 
 
-class Family(ABC):
-    """One architecture, bound to the configuration of a model."""
+class _LlavaLike(Family):
+    """Images as crops, each as large as the tower's input."""
 
-    architecture: ClassVar[str]
-    crops_images: ClassVar[bool]
-    """Whether an image is cut into crops in its own proportions."""
+    names = LLAVA
+    tower_path, projector_path = "model.vision_tower", "model.multi_modal_projector"
+    image_tag = placeholder = "<image>"
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, image_processor: Any) -> None:
         """Raises ConfigError for a tower that is not known or does not fit the selection of features."""
         self.config = config
         vision = config.vision_config
@@ -44,7 +42,7 @@ class Family(ABC):
         extra = CLASS_TOKENS[vision.model_type] - (config.vision_feature_select_strategy == "default")
         self.side: int = vision.image_size // vision.patch_size  # patches along a crop's side
         self.crop_tokens = self.side**2 + extra
-        if extra < 0 or (self.crops_images and extra):
+        if extra < 0 or (self.keeps_proportions and extra):
             raise ConfigError(
                 [
                     f"model.path: vision_feature_select_strategy={config.vision_feature_select_strategy} leaves "
@@ -53,54 +51,67 @@ class Family(ABC):
                 ]
             )
 
-    @property
-    @abstractmethod
-    def tokens_per_image(self) -> int | None:
-        """Placeholders of every image; None where they depend on its size."""
-
-    @abstractmethod
-    def image_tokens(self, size: ImageSize) -> int:
-        """Placeholders of an image."""
-
     @abstractmethod
     def crops(self, size: ImageSize) -> int:
-        """Crops of an image, each as large as the tower's input."""
+        """Crops of an image."""
 
-    @abstractmethod
-    def inputs(self, pixels: Tensor, size: ImageSize) -> dict[str, Tensor]:
-        """What transformers' forward takes for one image; `pixels` as the image processor gives them."""
+    @property
+    def tower_sizes(self) -> TowerSizes:
+        """One token per patch."""
+        vision = self.config.vision_config
+        return TowerSizes(vision.hidden_size, vision.num_hidden_layers, vision.intermediate_size, patches=1)
 
-    @abstractmethod
-    def packer(self, model: Any) -> nn.Module:
-        """From projected crops [crops of all images, tokens, H] and sizes to [placeholders of all images, H].
+    @property
+    def tower_settings(self) -> tuple[Any, ...]:
+        """Which layers and tokens are looked at."""
+        return self.config.vision_feature_layer, self.config.vision_feature_select_strategy
 
-        One tensor, not one per image: under ZeRO-3 the backward pass runs a hook per result of a module, and ranks
-        with different numbers of images would lose step.
-        """
+    @property
+    def blank(self) -> ImageSize:
+        """One crop."""
+        return self.config.vision_config.image_size, self.config.vision_config.image_size
 
-    def states(self, tower: nn.Module, crops: Tensor) -> Tensor:
-        """[crops, tokens, width] hidden states of `crops` [crops, 3, H, W] as the projector expects them."""
-        states = tower(crops, output_hidden_states=True).hidden_states
+    @property
+    def blank_pixels(self) -> tuple[int, ...]:
+        """All crops."""
+        return (self.crops(self.blank), 3, *self.blank)
+
+    @property
+    def blank_states(self) -> tuple[int, ...]:
+        """Several layers stand side by side."""
+        width = self.config.vision_config.hidden_size * len(self._layers)
+        return self.crops(self.blank), self.crop_tokens, width
+
+    def pixels(self, processed: Any) -> Tensor:
+        """[3, H, W] or, of a family that crops images, [crops, 3, H, W]."""
+        return processed["pixel_values"][0]
+
+    def take_tower(self, model: Any, tower: Any) -> None:
+        """The projector is outside."""
+        model.vision_tower = None
+
+    def shorten(self, tower: Any) -> None:
+        """Layers above those that `states` looks at are of no use (of CLIP the last one)."""
+        del tower.encoder.layers[max(self._layers) :]
+
+    def see(self, model: Any, stacked: Tensor, sizes: Sequence[ImageSize]) -> Tensor:
+        """Tower, then projector."""
+        return model.multi_modal_projector(self.states(model.vision_tower, stacked, sizes))
+
+    def states(self, tower: nn.Module, stacked: Tensor, sizes: Sequence[ImageSize]) -> Tensor:
+        """[crops, tokens, width]."""
+        states = tower(stacked, output_hidden_states=True).hidden_states
         chosen = [states[layer] for layer in self._layers]
         if self.config.vision_feature_select_strategy == "default":
             chosen = [state[:, 1:] for state in chosen]  # drop the class token
         return torch.cat(chosen, dim=-1)
 
-    def shorten(self, tower: Any) -> None:
-        """Take away the tower's layers above those that `states` looks at (of CLIP the last one)."""
-        del tower.encoder.layers[max(self._layers) :]
 
-    @property
-    def blank(self) -> ImageSize:
-        """Size of an image that stands in where a batch has none."""
-        return self.config.vision_config.image_size, self.config.vision_config.image_size
-
-
-class Llava(Family):
+class Llava(_LlavaLike):
     """LLaVA-1.5 and LLaVA-Interleave: an image is one square, and each of its tokens one placeholder."""
 
     architecture = "LlavaForConditionalGeneration"
-    crops_images = False
+    keeps_proportions = False
 
     @property
     def tokens_per_image(self) -> int | None:
@@ -115,6 +126,10 @@ class Llava(Family):
         """One."""
         return 1
 
+    def stack(self, pixels: Sequence[Tensor]) -> Tensor:
+        """One crop each."""
+        return torch.stack(list(pixels))
+
     def inputs(self, pixels: Tensor, size: ImageSize) -> dict[str, Tensor]:
         """From [3, H, W]."""
         return {"pixel_values": pixels[None]}
@@ -124,11 +139,11 @@ class Llava(Family):
         return _OneCropEach()
 
 
-class LlavaNext(Family):
+class LlavaNext(_LlavaLike):
     """LLaVA-NeXT: the whole image, then its crops as one grid without padding, a newline embedding after each row."""
 
     architecture = "LlavaNextForConditionalGeneration"
-    crops_images = True
+    keeps_proportions = True
 
     @property
     def tokens_per_image(self) -> int | None:
@@ -144,6 +159,10 @@ class LlavaNext(Family):
         """The whole image and the tiles of the grid."""
         rows, columns = self._tiles(size)
         return 1 + rows * columns
+
+    def stack(self, pixels: Sequence[Tensor]) -> Tensor:
+        """All crops."""
+        return torch.cat(list(pixels))
 
     def inputs(self, pixels: Tensor, size: ImageSize) -> dict[str, Tensor]:
         """From [crops, 3, H, W]."""
@@ -188,22 +207,6 @@ class LlavaOnevision(LlavaNext):
         most = int(self.config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * columns / (most * self.side**2))
         return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
-
-
-FAMILIES: dict[str, type[Family]] = {
-    "llava": Llava,
-    "llava_next": LlavaNext,
-    "llava_onevision": LlavaOnevision,
-}
-"""By `model_type` of a config.json."""
-
-
-def family_of(config: Any) -> Family:
-    """The family of a model by its transformers configuration, which must be of a known `model_type`.
-
-    Raises ConfigError for a configuration whose parts do not fit together.
-    """
-    return FAMILIES[config.model_type](config)
 
 
 class _OneCropEach(nn.Module):
