@@ -140,7 +140,11 @@ def _turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _seen(text: str, taxonomy: Taxonomy, context: Context) -> Context:
     words = {word.strip(".,;:!?\"'()").lower().removesuffix("'s") for word in text.split()}
-    people = context.people or not words.isdisjoint(taxonomy.people) or not words.isdisjoint(taxonomy.neutral_people)
+    people = (
+        context.people
+        or any(word in taxonomy.people for word in words)
+        or not words.isdisjoint(taxonomy.neutral_people)
+    )
     animals = context.animals or bool(words & taxonomy.animals)
     return (
         context
