@@ -263,7 +263,7 @@ def _needs_a_determiner(text: Text, index: int) -> bool:
         return False
     if text.starts_sentence(index):
         after = text.words[index + 1].lower if text.adjacent(index, index + 1) else ""
-        return bool(after) and after not in ("in", "on", "with", "at", "from") and not after.endswith("ing")
+        return after not in ("in", "on", "with", "at", "from") and not after.endswith("ing")
     return not _owned(text, index) or word.bare == "elderly" and text.words[index - 1].lower in ("both", "all", "no")
 
 
