@@ -22,7 +22,7 @@ from rlhf.data.world import Scene
 FAMILIES = ("age", "gender", "race", "eyes", "build")
 _THINGS = ("cat", "parcel", "house")
 _CYCLE = ("someone", "cat", "someone", "parcel", "someone", "house", "someone", "shapes", "someone")
-_DEMANDED, _CUED = 0.25, 0.4  # shares of the questions to train on
+_DEMANDED, _CUED = 0.4, 0.4  # shares of the questions to train on
 _SHORT = tuple(kind for other in SCENES if other != "someone" for kind in ("someone", other))  # half of them people
 _ONE_WORD = "Answer with a single word."
 _YES_NO = "Answer with yes or no."
