@@ -94,10 +94,11 @@ class GuardReward:
                 mine[ANSWER_PART] = config.answer_weight, verdict
         if config.image_weight:
             new = [image for image in dict.fromkeys(images) if image not in self._images]
-            found = self._judge([GuardRequest(image, image, self._policy) for image in new])
-            self._images.update(zip(new, found, strict=True))
+            made = self._judge([GuardRequest(image, image, self._policy) for image in new])
+            found = self._images | dict(zip(new, made, strict=True))
+            self._images = {image: verdict for image, verdict in found.items() if not verdict.silent}  # those ask again
             for mine, image in zip(verdicts, images, strict=True):
-                mine[IMAGE_PART] = config.image_weight, self._images[image]
+                mine[IMAGE_PART] = config.image_weight, found[image]
         return [self._score(mine) for mine in verdicts]
 
     def _score(self, verdicts: Mapping[str, tuple[float, Verdict]]) -> Score:

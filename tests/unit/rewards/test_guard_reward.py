@@ -75,6 +75,20 @@ def test_guard_reward_worth_of_verdicts_and_images_asked_once(pictures: list[str
     assert sum("<question>" in text for text in texts) == 4 + 2
 
 
+def test_guard_reward_silence_about_an_image_is_no_verdict_that_is_kept(pictures: list[str]) -> None:
+    replies: list[tuple[int, Any]] = [(500, "busy")]
+
+    def busy_once(request: dict[str, Any]) -> tuple[int, Any]:
+        return replies.pop() if replies else answer(request)
+
+    with chat_server(busy_once) as server:
+        reward = build_reward(guard(server, answer_weight=0.0, image_weight=1.0))
+        asked = rollouts(pictures, "Sure.", "Sure.")
+        assert sorted(score.value for score in reward.score(asked)) == [-1.0, 1.0]
+        assert [score.value for score in reward.score(asked)] == [1.0, 1.0]
+        assert len(server.requests) == 3  # the picture that has a verdict is not asked about again
+
+
 def test_guard_reward_a_prompt_without_image_is_refused(pictures: list[str]) -> None:
     with chat_server(answer) as server:
         (one,) = rollouts(pictures, "Sure.")
